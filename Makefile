@@ -1,0 +1,46 @@
+# make demo    segment the shipped sample scene with the shipped model, and make a picture of it
+# make test    install everything into .venv and run all tests
+# make check   lint, types, layers, docs
+# make bench   measure speed and memory on this machine
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo-out
+SOURCES := pipeline workflows cli.py tests
+
+.PHONY: demo test check bench clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-check: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[check]'
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/atrous segment examples/dubai-tile2.tif $(OUT)/labels.zarr
+	$(BIN)/atrous export --overwrite $(OUT)/labels.zarr $(OUT)/map.tif
+	$(BIN)/atrous export --overwrite $(OUT)/labels.zarr $(OUT)/map.png
+	@echo
+	@echo "Look at $(abspath $(OUT))/map.png; $(OUT)/map.tif opens in a GIS."
+
+test: $(VENV)/.installed-check
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+
+check: $(VENV)/.installed-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+bench: $(VENV)/.installed-check
+	$(BIN)/python tests/benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build demo-out site .coverage* .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,1 @@
+"""The jobs that a person runs; each drives the parts of ``pipeline``."""
