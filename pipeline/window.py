@@ -1,0 +1,121 @@
+"""Where is a rectangle of pixels?
+
+::
+
+        col_off        col_off + width
+           |                |
+    -------+================+-------   row_off
+           |     window     |
+    -------+================+-------   row_off + height
+
+A window may lie partly or wholly outside the scene until it is clipped. Offsets and sizes are in pixels of the scene.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import WindowError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Window:
+    """A pixel rectangle, half open: rows ``row_off .. row_off + height - 1``."""
+
+    row_off: int
+    """First row, px; may be negative."""
+    col_off: int
+    """First column, px; may be negative."""
+    height: int
+    """Rows, px, at least 1."""
+    width: int
+    """Columns, px, at least 1."""
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise WindowError(f"a window of {self.height} x {self.width} px was asked for; height and width must be at least 1")
+
+    @classmethod
+    def from_bounds(cls, *, rows: tuple[int, int], cols: tuple[int, int]) -> Window:
+        """Build the window of rows ``rows[0] .. rows[1] - 1`` and columns ``cols[0] .. cols[1] - 1``."""
+        return cls(row_off=rows[0], col_off=cols[0], height=rows[1] - rows[0], width=cols[1] - cols[0])
+
+    @classmethod
+    def of_shape(cls, shape: tuple[int, int]) -> Window:
+        """Build the window at the origin that covers ``shape`` (height, width)."""
+        return cls(row_off=0, col_off=0, height=shape[0], width=shape[1])
+
+    @property
+    def row_end(self) -> int:
+        """The first row below the window."""
+        return self.row_off + self.height
+
+    @property
+    def col_end(self) -> int:
+        """The first column right of the window."""
+        return self.col_off + self.width
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+    @property
+    def n_pixels(self) -> int:
+        """Pixels in the window."""
+        return self.height * self.width
+
+    def intersect(self, other: Window) -> Window | None:
+        """Return the common part, or None where there is none."""
+        rows = max(self.row_off, other.row_off), min(self.row_end, other.row_end)
+        cols = max(self.col_off, other.col_off), min(self.col_end, other.col_end)
+        if rows[0] >= rows[1] or cols[0] >= cols[1]:
+            return None
+        return Window.from_bounds(rows=rows, cols=cols)
+
+    def clip(self, shape: tuple[int, int]) -> Window | None:
+        """Return the part inside a scene of ``shape`` (height, width), or None where there is none."""
+        return self.intersect(Window.of_shape(shape))
+
+    def contains(self, other: Window) -> bool:
+        """Tell whether every pixel of ``other`` is a pixel of this window."""
+        return self.intersect(other) == other
+
+    def grow(self, margin_px: int) -> Window:
+        """Return the window with ``margin_px`` more (or, below zero, fewer) pixels on each side."""
+        return Window(
+            row_off=self.row_off - margin_px,
+            col_off=self.col_off - margin_px,
+            height=self.height + 2 * margin_px,
+            width=self.width + 2 * margin_px,
+        )
+
+    def relative_to(self, outer: Window) -> Window:
+        """Return this window in the coordinates of ``outer``'s first pixel."""
+        return Window(
+            row_off=self.row_off - outer.row_off,
+            col_off=self.col_off - outer.col_off,
+            height=self.height,
+            width=self.width,
+        )
+
+    def to_slices(self) -> tuple[slice, slice]:
+        """Return (row slice, column slice) for a numpy array whose first pixel is the origin."""
+        if self.row_off < 0 or self.col_off < 0:
+            raise WindowError(f"{self} starts before the array's first pixel; a negative slice would read from the other end")
+        return slice(self.row_off, self.row_end), slice(self.col_off, self.col_end)
+
+
+def hull(windows: Iterable[Window]) -> Window:
+    """Return the smallest window that contains all of ``windows`` (at least one)."""
+    items = list(windows)
+    if not items:
+        raise WindowError("the hull of no windows was asked for; at least one is needed")
+    return Window.from_bounds(
+        rows=(min(w.row_off for w in items), max(w.row_end for w in items)),
+        cols=(min(w.col_off for w in items), max(w.col_end for w in items)),
+    )
