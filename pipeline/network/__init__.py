@@ -1,0 +1,1 @@
+"""The networks: how they are built, stored and found; torch only."""

@@ -1,0 +1,191 @@
+"""How does a model travel? As one ``.safetensors`` file whose header carries its ``ModelSpec``.
+
+Matrices and kernels are stored as float16, vectors (biases, batch statistics) as float32; loading gives
+float32 again. The number of batches a normalisation has seen is not stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from pipeline.errors import SpecError, WeightsError
+from pipeline.network.deeplab import DeepLab, build_network
+from pipeline.network.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HEADER_KEY = "atrous_model"
+_FORMAT = 1
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
+
+
+def save_checkpoint(path: Path, network: DeepLab, spec: ModelSpec) -> None:
+    """Write ``network`` and ``spec`` to ``path``; the file appears complete or not at all.
+
+    Raises
+    ------
+    WeightsError
+        If a weight is not finite, also after rounding to float16.
+    """
+    tensors = {name: _to_stored(tensor) for name, tensor in stored_tensors(network).items()}
+    _check_finite(path, tensors)
+    header = json.dumps({"format": _FORMAT, "model": spec.to_dict()}, sort_keys=True, allow_nan=False)
+    _write_atomically(Path(path), save(tensors, metadata={_HEADER_KEY: header}))
+
+
+def read_model_spec(path: Path) -> ModelSpec:
+    """Return what the header of ``path`` says; no weights are read.
+
+    Raises
+    ------
+    WeightsError
+        If ``path`` is no such file, is damaged, or carries no description.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(_explain_unreadable(Path(path), error)) from error
+    return _parse_header(Path(path), metadata)
+
+
+def load_network(path: Path) -> tuple[ModelSpec, DeepLab]:
+    """Return the spec and the network of ``path``: float32, on the CPU, in evaluation mode.
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged or its tensors are not exactly those of the network that its header describes.
+    """
+    spec = read_model_spec(path)
+    with torch.device("meta"):
+        network = build_network(spec.network)  # shapes only; the values come from the file
+    tensors = read_tensors(path)
+    _check_tensors(Path(path), tensors, stored_tensors(network))
+    counters = {name: torch.tensor(0) for name in network.state_dict().keys() - tensors.keys()}
+    network.load_state_dict({**tensors, **counters}, strict=True, assign=True)
+    return spec, network.eval()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a ``.safetensors`` file as float32 by name."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(_explain_unreadable(Path(path), error)) from error
+
+
+def stored_tensors(network: DeepLab) -> dict[str, Tensor]:
+    """Return the tensors of ``network`` that a checkpoint holds, by name."""
+    return {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of the file's bytes in hexadecimal."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error}); give the path of a file of weights") from error
+
+
+def _to_stored(tensor: Tensor) -> Tensor:
+    dtype = torch.float16 if tensor.ndim > 1 else torch.float32
+    return tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write beside ``path``, make durable, rename; a reader sees the old file or the new one."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise WeightsError(f"the checkpoint {path} cannot be written ({error}); check folder, rights and space") from error
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _explain_unreadable(path: Path, error: Exception) -> str:
+    if not path.is_file():
+        return f"{path} was given as a checkpoint and is not a file; give the path of a .safetensors file"
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(_PICKLE_STARTS):
+        return (
+            f"{path} is a pickle (.pt, .pth), which is refused because loading one can run code; a "
+            ".safetensors file "
+            "is expected: convert it with 'atrous models import'"
+        )
+    return (
+        f"{path} ({path.stat().st_size} bytes) is not a complete .safetensors file ({error}); it is damaged, "
+        "truncated or of "
+        "another format: copy or download it again"
+    )
+
+
+def _parse_header(path: Path, metadata: dict[str, str]) -> ModelSpec:
+    if _HEADER_KEY not in metadata:
+        raise WeightsError(
+            f"{path} holds tensors and no description of a model ({_HEADER_KEY!r} is missing from its "
+            "header), so "
+            "classes and normalisation are unknown; bring it in with 'atrous models import'"
+        )
+    try:
+        header: dict[str, Any] = json.loads(metadata[_HEADER_KEY])
+        if header["format"] != _FORMAT:
+            raise WeightsError(f"{path} is of format {header['format']} and this version reads format {_FORMAT}; update atrous")
+        return ModelSpec.from_dict(header["model"])
+    except (SpecError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise WeightsError(
+            f"{path} carries a description that this version does not understand ({error}); update atrous or "
+            "export the model again"
+        ) from error
+
+
+def _check_tensors(path: Path, given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    absent, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    if absent or extra:
+        raise WeightsError(
+            f"{path} does not fit the network that its header describes: {len(absent)} tensors are missing "
+            f"[{', '.join(absent)}] and {len(extra)} are unknown [{', '.join(extra)}]; export the model again"
+        )
+    for name, tensor in given.items():
+        if tensor.shape != expected[name].shape:
+            raise WeightsError(
+                f"{path}: tensor {name} is {tuple(tensor.shape)}, the network that the header describes "
+                "needs "
+                f"{tuple(expected[name].shape)}; export the model again"
+            )
+    _check_finite(path, given)
+
+
+def _check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise WeightsError(
+            f"{path}: {len(broken)} tensors hold NaN or infinity [{', '.join(broken)}]; every weight must be "
+            "a finite float16 "
+            "number: use an earlier checkpoint or train again at a lower learning rate"
+        )

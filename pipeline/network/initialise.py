@@ -1,0 +1,119 @@
+"""Where does training start? With an ImageNet backbone without normalisations, or with a checkpoint.
+
+A folded layer computes ``conv(x) + bias``. To train it with normalisation again, a layer with the batch
+statistics (mean, var) gets ``gamma = sqrt(var + eps)`` and ``beta = bias + mean``: it then computes exactly
+what the folded one did.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import WeightsError
+from pipeline.network.checkpoint import read_tensors
+from pipeline.network.convolution import ConvNormActivation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from pipeline.network.deeplab import DeepLab
+
+
+def start_from(path: Path, network: DeepLab, windows: Tensor) -> int:
+    """Put the weights of ``path`` into ``network`` and return how many tensors were used.
+
+    ``.safetensors`` is read as a checkpoint of this project (tensors whose shapes differ, such as another
+    number of classes, are left as they are); anything else as folded ImageNet MobileNetV2 weights, calibrated
+    on ``windows``, normalised (N, bands, H, W) float32.
+    """
+    if path.suffix == ".safetensors":
+        return _start_from_checkpoint(path, network)
+    return load_folded_backbone(path, network, windows)
+
+
+def load_folded_backbone(path: Path, network: DeepLab, windows: Tensor) -> int:
+    """Put folded MobileNetV2 weights into the backbone such that it computes what they computed.
+
+    Raises
+    ------
+    WeightsError
+        If the file is unreadable, lacks a layer, or has one of another shape.
+    """
+    weights = _read_state_dict(path)
+    layers = {name: m for name, m in network.backbone.named_modules() if isinstance(m, ConvNormActivation)}
+    hooks = []
+    for name, layer in layers.items():
+        weight, bias = (_take(path, weights, f"{name}.{kind}") for kind in ("weight", "bias"))
+        _set_kernel(path, name, layer, weight)
+        hooks.append(layer.norm.register_forward_pre_hook(_calibration(bias)))
+    _run_once(network, windows)
+    for hook in hooks:
+        hook.remove()
+    return 2 * len(layers)
+
+
+def _calibration(bias: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def calibrate(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Make the normalisation of what it is about to see add ``bias`` and nothing else."""
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
+            return
+        var, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(var)
+        norm.weight.copy_(torch.sqrt(var + norm.eps))
+        norm.bias.copy_(bias + mean)
+
+    return calibrate
+
+
+def _run_once(network: DeepLab, windows: Tensor) -> None:
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        network.backbone(windows)
+    network.train(was_training)
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as a file of weights ({error}); give folded MobileNetV2 weights or a .safetensors checkpoint"
+        ) from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise WeightsError(f"{path} holds a {type(weights).__name__}; a plain dictionary of tensors is expected")
+    return weights
+
+
+def _take(path: Path, weights: dict[str, Tensor], name: str) -> Tensor:
+    if name not in weights:
+        raise WeightsError(
+            f"{path} has no tensor {name}; folded MobileNetV2 weights have stem and blocks.0 to blocks.16, with .weight and .bias"
+        )
+    return weights[name].to(torch.float32)
+
+
+def _set_kernel(path: Path, name: str, layer: ConvNormActivation, weight: Tensor) -> None:
+    if weight.shape != layer.conv.weight.shape:
+        raise WeightsError(
+            f"{path}: {name}.weight is {tuple(weight.shape)} and the backbone needs "
+            f"{tuple(layer.conv.weight.shape)}; "
+            "ImageNet weights need 3 bands and width 1.0"
+        )
+    with torch.no_grad():
+        layer.conv.weight.copy_(weight)
+
+
+def _start_from_checkpoint(path: Path, network: DeepLab) -> int:
+    own = network.state_dict()
+    fitting = {n: t for n, t in read_tensors(path).items() if n in own and own[n].shape == t.shape}
+    if not fitting:
+        raise WeightsError(f"{path} has no tensor that this network could use; give a checkpoint of the same architecture")
+    network.load_state_dict(fitting, strict=False)
+    return len(fitting)

@@ -1,0 +1,39 @@
+"""Which model does a name or a path mean?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import UnknownModelError
+from pipeline.network.keys import suggest
+
+DEFAULT_MODEL = "dubai-mobilenetv2"
+"""Used where no model is named."""
+
+_FOLDER = Path(__file__).parent / "models"
+_SUFFIX = ".safetensors"
+
+
+def shipped_models() -> tuple[str, ...]:
+    """Return the names of the models that come with the package, sorted."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob(f"*{_SUFFIX}")))
+
+
+def resolve_model(name_or_path: str | Path) -> Path:
+    """Return the checkpoint of a shipped model's name, or the path itself where it names a file.
+
+    Raises
+    ------
+    UnknownModelError
+        If neither exists; the message lists what is shipped.
+    """
+    if str(name_or_path) in shipped_models():
+        return _FOLDER / f"{name_or_path}{_SUFFIX}"
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    shipped = shipped_models()
+    raise UnknownModelError(
+        f"{str(name_or_path)!r} is neither a shipped model ({', '.join(shipped) or 'none'}) nor a file; "
+        f"{suggest(str(name_or_path), shipped)}"
+    )
