@@ -1,0 +1,116 @@
+r"""How do overlapping network windows become one probability per pixel?
+
+Every network window carries a weight per pixel; a pixel's probabilities are the weighted mean over the windows that cover it, summed in
+lattice order, so that the sum has the same rounding whichever block asks for it.
+
+``taper``: the weight falls linearly over the overlap, so that two neighbours add up to one::
+
+    weight  1 |    ________            ________
+              |   /        \  /  \    /
+            0 |  /          \/    \  /
+                 |-overlap-|
+
+``exact``: the window up to the middle of the overlap, nothing beyond. With an overlap of twice the network's margin every pixel then
+comes from a window in which it sees all that it would see in the whole scene.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import SpecError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.grid import Lattice
+    from pipeline.spec import Blend, GridSpec
+    from pipeline.window import Window
+
+
+class Blender:
+    """The weighted mean over network windows, for the pixels of one target window."""
+
+    def __init__(self, target: Window, lattice: Lattice, *, n_classes: int, blend: Blend) -> None:
+        self._target = target
+        self._lattice = lattice
+        self._blend: Blend = blend
+        self._sum = np.zeros((n_classes, *target.shape), np.float32)
+        self._weight = np.zeros(target.shape, np.float32)
+
+    def add(self, index: tuple[int, int], probabilities: NDArray[np.float32]) -> None:
+        """Add the window ``index`` of the lattice.
+
+        Parameters
+        ----------
+        index
+            (row, column) of the network window. Windows must be added in lattice order, row by row.
+        probabilities
+            (classes, size, size) float32, 0 to 1.
+        """
+        window = self._lattice.window(index)
+        common = window.intersect(self._target)
+        if common is None:
+            return
+        inside = common.relative_to(window).to_slices()
+        onto = common.relative_to(self._target).to_slices()
+        rows = axis_weights(self._lattice, index[0], n=self._lattice.n_rows, blend=self._blend)[inside[0]]
+        cols = axis_weights(self._lattice, index[1], n=self._lattice.n_cols, blend=self._blend)[inside[1]]
+        weight = rows[:, None] * cols[None, :]
+        self._weight[onto] += weight
+        self._sum[:, *onto] += probabilities[:, *inside] * weight
+
+    def result(self) -> NDArray[np.float32]:
+        """Return the mean: (classes, height, width) float32, summing to 1; 0 where no window was added."""
+        weight = np.where(self._weight > 0, self._weight, np.float32(1))
+        np.divide(self._sum, weight, out=self._sum)
+        return self._sum
+
+
+def axis_weights(lattice: Lattice, index: int, *, n: int, blend: Blend) -> NDArray[np.float32]:
+    """Return the weights of the ``index``-th of ``n`` windows along one axis: (size,) float32, 0 to 1."""
+    overlap = lattice.size_px - lattice.step_px
+    position = np.arange(lattice.size_px, dtype=np.float32) + np.float32(0.5)
+    if blend == "exact":
+        first = 0 if index == 0 else overlap // 2
+        last = lattice.size_px if index == n - 1 else lattice.step_px + overlap // 2
+        return np.asarray((position > first) & (position < last), np.float32)
+    if overlap == 0:
+        return np.ones(lattice.size_px, np.float32)
+    ramp = np.minimum(position, lattice.size_px - position) / np.float32(overlap)
+    return np.asarray(np.minimum(ramp, np.float32(1)), np.float32)
+
+
+def check_grid(grid: GridSpec, *, output_stride: int, margin_px: int | None) -> None:
+    """Raise SpecError unless the network can run on ``grid``.
+
+    Parameters
+    ----------
+    grid
+        Windows and overlap.
+    output_stride
+        Of the network. Windows start at multiples of it, or else the network samples each window on another phase.
+    margin_px
+        How far a pixel of the network sees, px; None with image-level pooling, where it sees the whole window.
+    """
+    if grid.window_px % output_stride or grid.step_px % output_stride:
+        raise SpecError(
+            f"a window of {grid.window_px} px with an overlap of {grid.overlap_px} px was asked for; the network has output stride "
+            f"{output_stride}, so both must be multiples of {output_stride}"
+        )
+    if grid.blend != "exact":
+        return
+    if margin_px is None:
+        raise SpecError(
+            "blend 'exact' was asked for with a model that pools over its whole window (image-level pooling); no finite overlap makes "
+            "its windows equal to the whole scene: use --blend taper, or a model without image-level pooling"
+        )
+    needed = 2 * margin_px
+    if grid.overlap_px < needed:
+        window = -(-2 * needed // output_stride) * output_stride
+        raise SpecError(
+            f"blend 'exact' was asked for with an overlap of {grid.overlap_px} px; this network sees {margin_px} px to each side, so "
+            f"use --overlap {needed} with a --window above that, for example {max(window, grid.window_px)}"
+        )

@@ -1,0 +1,1 @@
+"""The fully connected CRF: its energy, and the backends that minimise it."""

@@ -1,0 +1,1 @@
+"""Where the network runs: the only rooms that know devices."""

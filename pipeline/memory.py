@@ -1,0 +1,126 @@
+"""How many bytes does one worker need for one block?
+
+A sum of named terms, known before the run, each with the knob that lowers it. The bound is meant to hold and to be within a factor of
+two of what is used; ``tests/workflows/test_memory.py`` holds it against the measured peak.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import MemoryBudgetError
+from pipeline.network.footprint import parameter_bytes, peak_activation_bytes
+from pipeline.segment import locate
+
+if TYPE_CHECKING:
+    from pipeline.network.spec import ModelSpec
+    from pipeline.scene import SceneInfo
+    from pipeline.spec import SegmentSpec
+
+_PROCESS_BYTES = 450 * 2**20
+"""Python with torch, zarr, rasterio and distributed loaded: 330 to 400 MiB measured on Linux."""
+_SCRATCH = 1.3
+"""Reordered copies that the convolution library makes beside the activations themselves; measured."""
+_CRF_BYTES_PER_PIXEL = 420
+"""pydensecrf's two lattices: features, splat offsets and weights (6 x 16 bytes a pixel), hash tables, blur neighbours; measured."""
+_CRF_COPIES = 6
+"""Unary, marginals and working copies, in units of one float32 probability array of a CRF tile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryTerm:
+    """One share of a worker's peak memory."""
+
+    name: str
+    """What is held."""
+    n_bytes: int
+    """How much, bytes."""
+    knob: str
+    """What the user can turn to make it smaller; empty where nothing can."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBound:
+    """The peak memory of a worker, as a sum of terms."""
+
+    terms: tuple[MemoryTerm, ...]
+    """Largest first."""
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum, bytes."""
+        return sum(term.n_bytes for term in self.terms)
+
+    def check(self, limit_bytes: int) -> None:
+        """Raise MemoryBudgetError, naming the largest term that has a knob, where the bound is above ``limit_bytes``."""
+        if self.total_bytes <= limit_bytes:
+            return
+        largest = next(term for term in self.terms if term.knob)
+        raise MemoryBudgetError(
+            f"one worker needs {self.total_bytes / 2**30:.1f} GiB for a block, and has {limit_bytes / 2**30:.1f} GiB; the largest "
+            f"term is {largest.name} with {largest.n_bytes / 2**30:.2f} GiB: {largest.knob}"
+        )
+
+
+def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, batch_size: int) -> MemoryBound:
+    """Work out the peak memory of one worker on the largest block of a scene.
+
+    Parameters
+    ----------
+    spec, scene, model
+        What is run on what.
+    batch_size
+        Network windows at once (`Engine.batch_size`).
+    """
+    n_bands, n_classes = len(model.bands), len(model.classes)
+    write, predict, read = _largest_windows(spec, scene)
+    window_px = spec.grid.window_px**2
+    item_bytes = np.dtype(scene.dtype).itemsize
+    smaller_block = f"use a smaller --block (now {spec.grid.block_px})"
+    smaller_window = f"use a smaller --window (now {spec.grid.window_px})"
+    terms = [
+        MemoryTerm(name="process", n_bytes=_PROCESS_BYTES + 2 * parameter_bytes(model.network), knob=""),
+        MemoryTerm(name="pixels read", n_bytes=2 * read * (n_bands * item_bytes + 1), knob=smaller_block),
+        MemoryTerm(
+            name="network activations",
+            n_bytes=int(_SCRATCH * batch_size * peak_activation_bytes(model.network, window_px=spec.grid.window_px)),
+            knob=smaller_window,
+        ),
+        MemoryTerm(
+            name="window probabilities",
+            n_bytes=batch_size * window_px * 4 * (3 * n_classes + 2 * n_bands),
+            knob=smaller_window,
+        ),
+        MemoryTerm(name="block probabilities", n_bytes=predict * 4 * (n_classes + 2), knob=smaller_block),
+        MemoryTerm(
+            name="labels and chunks",
+            n_bytes=write * (12 + (n_classes * 6 if spec.output.probabilities else 0)),
+            knob=smaller_block,
+        ),
+    ]
+    if spec.crf is not None:
+        tile_px = min((spec.crf.tile_px + 2 * spec.crf.halo_px) ** 2, scene.height * scene.width)
+        terms += [
+            MemoryTerm(name="refined probabilities", n_bytes=write * 4 * n_classes, knob=smaller_block),
+            MemoryTerm(
+                name="CRF tile",
+                n_bytes=tile_px * (_CRF_BYTES_PER_PIXEL + _CRF_COPIES * 4 * n_classes),
+                knob="use a smaller theta_alpha or CRF tile",
+            ),
+        ]
+    return MemoryBound(terms=tuple(sorted(terms, key=lambda term: -term.n_bytes)))
+
+
+def _largest_windows(spec: SegmentSpec, scene: SceneInfo) -> tuple[int, int, int]:
+    """Return the pixels of the write, predict and read windows of the block that needs most."""
+    shape = (scene.height, scene.width)
+    rows, cols = (min(-(-side // spec.grid.block_px) - 1, 1) for side in shape)
+    located = [locate((row, col), shape=shape, spec=spec) for row in range(rows + 1) for col in range(cols + 1)]
+    return (
+        max(windows.write.n_pixels for windows in located),
+        max(windows.predict.n_pixels for windows in located),
+        max(windows.read.n_pixels for windows in located),
+    )

@@ -1,0 +1,41 @@
+"""Pixels to what the network was trained on: stretched to the model's units, then (x - mean) / std; nodata becomes 0, the mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.network.spec import ModelSpec
+    from pipeline.scene import Tile
+    from pipeline.stretch import Stretch
+    from pipeline.window import Window
+
+
+def normalise(tile: Tile, window: Window, *, stretch: Stretch, model: ModelSpec) -> NDArray[np.float32]:
+    """Return one network window of a tile, normalised.
+
+    Parameters
+    ----------
+    tile
+        Pixels of a window that contains ``window``.
+    window
+        The network window, in pixels of the scene.
+    stretch
+        The scene's own scale.
+    model
+        Gives mean and std per band, in units of 0 to 255.
+
+    Returns
+    -------
+    (bands, height, width) float32.
+    """
+    inside = window.relative_to(tile.window).to_slices()
+    values = stretch.apply(tile.pixels[:, *inside])
+    values -= np.asarray(model.mean, np.float32)[:, None, None]
+    values /= np.asarray(model.std, np.float32)[:, None, None]
+    values[:, ~tile.valid[inside]] = 0
+    return values
