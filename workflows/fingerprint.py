@@ -1,0 +1,92 @@
+"""What decides the bytes of a run, as named fields?"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipeline.spec import ALGORITHM_VERSION, SegmentSpec
+
+if TYPE_CHECKING:
+    from pipeline.engine.protocol import EngineSpec
+    from pipeline.scene import SceneInfo
+
+_N_SAMPLES = 16
+_SAMPLE_BYTES = 65536
+
+
+def hard_fields(spec: SegmentSpec, scene: SceneInfo) -> dict[str, Any]:
+    """Return the fields that decide the bytes: input, model, settings, algorithm; dotted names, JSON-able values."""
+    settings = spec.to_dict()
+    for name in ("scene", "model_path", "model_sha256"):
+        settings.pop(name)
+    return _flatten(
+        {
+            "input": {
+                **_file_identity(Path(spec.scene.uri)),
+                "header": scene.to_dict(),
+                "bands": spec.scene.bands,
+                "nodata": spec.scene.nodata,
+            },
+            "model": {"sha256": spec.model_sha256},
+            **settings,
+            "algorithm_version": ALGORITHM_VERSION,
+        }
+    )
+
+
+def soft_fields(spec: SegmentSpec, engine: EngineSpec) -> dict[str, Any]:
+    """Return the fields that may change a rounding but not the meaning: paths, device, precision, versions."""
+    versions = {name: metadata.version(name) for name in ("atrous", "torch", "numpy", "zarr", "rasterio")}
+    return _flatten(
+        {
+            "input": {"uri": str(Path(spec.scene.uri).resolve())},
+            "model": {"path": str(Path(spec.model_path).resolve())},
+            "device": engine.device if engine.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"),
+            "precision": "fp32" if engine.precision == "auto" else engine.precision,
+            "machine": platform.machine(),
+            "version": versions,
+        }
+    )
+
+
+def _file_identity(path: Path) -> dict[str, Any]:
+    """Return size, modification time and the hash of evenly spread samples of a file, or of a Zarr folder's files."""
+    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    picked = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, 64).astype(int))]
+    digest = hashlib.sha256()
+    for file in picked:
+        digest.update(_sample(file, n_samples=_N_SAMPLES if len(files) == 1 else 2))
+    stats = [file.stat() for file in files]
+    return {
+        "size_bytes": sum(stat.st_size for stat in stats),
+        "mtime_ns": max(stat.st_mtime_ns for stat in stats),
+        "sample_sha256": digest.hexdigest(),
+    }
+
+
+def _sample(path: Path, *, n_samples: int) -> bytes:
+    size = path.stat().st_size
+    offsets = np.unique(np.linspace(0, max(0, size - _SAMPLE_BYTES), n_samples).astype(np.int64))
+    with path.open("rb") as file:
+        parts = []
+        for offset in offsets:
+            file.seek(int(offset))
+            parts.append(file.read(_SAMPLE_BYTES))
+    return b"".join(parts)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
