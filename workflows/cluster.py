@@ -1,0 +1,160 @@
+"""Where do the workers come from? A local cluster by default, a running one by address or scheduler file, or none at all."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import dask.config
+import torch
+from distributed import Client, LocalCluster
+from distributed.system import MEMORY_LIMIT
+from psutil import virtual_memory
+
+from pipeline.errors import MissingDependencyError, SpecError
+from workflows.dask_executor import DaskExecutor
+from workflows.executor import Executor, SerialExecutor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Cluster = Literal["local", "cuda", "serial"]
+
+_USABLE = 0.8
+"""Share of the free memory that workers may plan with."""
+
+_SETTINGS: dict[str, Any] = {
+    # A killed worker blames every block it held; few are held, and suspects are tried again alone.
+    "distributed.scheduler.allowed-failures": 1,
+    "distributed.scheduler.worker-saturation": 1.0,
+    # pydensecrf holds the GIL, so a healthy worker can miss heartbeats for minutes.
+    "distributed.scheduler.worker-ttl": "30 minutes",
+    "distributed.scheduler.no-workers-timeout": "10 minutes",
+    # Results are tiny: spilling could only hide a leak.
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": 0.95,
+    "distributed.worker.memory.terminate": False,
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.limit": "1 hour",
+    "distributed.nanny.pre-spawn-environ.GDAL_CACHEMAX": "128",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSpec:
+    """Who does the work. Nothing here changes the result."""
+
+    cluster: Cluster = "local"
+    """``local``: processes on this machine; ``cuda``: one process per CUDA device (dask-cuda); ``serial``: this process."""
+    scheduler: str | None = None
+    """Address (``tcp://host:8786``) or scheduler file of a running Dask cluster; wins over ``cluster``."""
+    n_workers: int | None = None
+    """Worker processes; None: one per core, as many as fit into memory."""
+    threads: int | None = None
+    """Threads per worker within one operation; None: the cores divided by the workers."""
+
+    def __post_init__(self) -> None:
+        if self.cluster not in get_args(Cluster):
+            raise SpecError(f"cluster {self.cluster!r} was asked for; choose one of {', '.join(get_args(Cluster))}")
+        for name in ("n_workers", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SpecError(f"{name} = {value} was asked for; it must be 1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staffing:
+    """How many processes share this machine, and what each of them has."""
+
+    n_workers: int
+    """Processes."""
+    threads: int
+    """Threads of each."""
+    limit_bytes: int
+    """Memory of each, bytes."""
+
+
+def staff(spec: ClusterSpec, *, n_blocks: int, bytes_per_worker: int) -> Staffing:
+    """Work out workers and threads for ``n_blocks`` blocks on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = int(_USABLE * min(virtual_memory().available, MEMORY_LIMIT))
+    most = 1 if is_serial(spec, n_blocks=n_blocks) else _most_processes(spec, cores)
+    n_workers = spec.n_workers or max(1, min(most, n_blocks, usable // max(1, bytes_per_worker)))
+    if is_serial(spec, n_blocks=n_blocks):
+        n_workers = 1
+    threads = spec.threads or max(1, cores // n_workers)
+    return Staffing(n_workers=n_workers, threads=threads, limit_bytes=usable // n_workers)
+
+
+def is_serial(spec: ClusterSpec, *, n_blocks: int) -> bool:
+    """Tell whether this process does the work itself: when asked to, and when a single block leaves nothing to share."""
+    return spec.scheduler is None and (spec.cluster == "serial" or (spec.cluster == "local" and n_blocks <= 1))
+
+
+@contextmanager
+def executor_for(spec: ClusterSpec, staffing: Staffing, *, n_blocks: int) -> Iterator[Executor]:
+    """Start (or connect to) the workers, yield the executor over them, and shut down what was started."""
+    if is_serial(spec, n_blocks=n_blocks):
+        yield SerialExecutor()
+        return
+    with dask.config.set(_SETTINGS):
+        if spec.scheduler is not None:
+            with _connect(spec.scheduler) as client:
+                yield DaskExecutor(client)
+            return
+        with _start(spec, staffing) as cluster, Client(cluster) as client:
+            yield DaskExecutor(client)
+
+
+def cluster_limit_bytes(scheduler: str) -> int:
+    """Return the memory per thread of the smallest worker of a running cluster, bytes."""
+    with _connect(scheduler) as client:
+        workers = client.scheduler_info()["workers"].values()
+        limits = [int(worker["memory_limit"] or MEMORY_LIMIT) // int(worker["nthreads"]) for worker in workers]
+    return min(limits, default=int(MEMORY_LIMIT))
+
+
+def _most_processes(spec: ClusterSpec, cores: int) -> int:
+    if spec.cluster == "cuda":
+        return max(1, torch.cuda.device_count())
+    return cores
+
+
+def _start(spec: ClusterSpec, staffing: Staffing) -> Any:
+    if spec.cluster == "cuda":
+        return _start_cuda(staffing)
+    return LocalCluster(
+        n_workers=staffing.n_workers,
+        threads_per_worker=1,
+        memory_limit=staffing.limit_bytes,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        silence_logs="CRITICAL",
+    )
+
+
+def _start_cuda(staffing: Staffing) -> Any:
+    try:
+        from dask_cuda import LocalCUDACluster  # type: ignore[import-not-found]  # noqa: PLC0415  (optional, needs CUDA)
+    except ImportError as cause:
+        raise MissingDependencyError(
+            "--cluster cuda was asked for; it needs dask-cuda, which is not installed here: pip install dask-cuda"
+        ) from cause
+    return LocalCUDACluster(n_workers=staffing.n_workers, threads_per_worker=1, device_memory_limit=None)
+
+
+def _connect(scheduler: str) -> Client:
+    is_file = "://" not in scheduler and Path(scheduler).suffix == ".json"
+    try:
+        if is_file:
+            return Client(scheduler_file=scheduler, timeout="20s")
+        return Client(scheduler, timeout="20s")
+    except (OSError, ValueError) as cause:
+        raise SpecError(
+            f"--scheduler {scheduler} was asked for; no Dask scheduler answers there ({type(cause).__name__}: {cause}): give an address "
+            "such as tcp://host:8786, or the scheduler file that 'dask scheduler --scheduler-file' wrote"
+        ) from cause

@@ -1,0 +1,78 @@
+"""Who works on the blocks, in which order, and what happens when one fails?
+
+An executor yields one outcome per block that it was given, in any order, and fewer only when it was told to stop. `SerialExecutor` does
+the work in this process and is the reference in tests; `workflows.dask_executor` does the same on a cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.errors import StoreError
+from workflows.events import BlockFailure
+from workflows.worker import close_scene, process_block
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from workflows.events import BlockIndex, Outcome
+    from workflows.worker import BlockJob
+
+MAX_ATTEMPTS = 3
+"""Tries per block before it is quarantined."""
+
+_log = logging.getLogger(__name__)
+
+
+class Executor(Protocol):
+    """Runs blocks."""
+
+    @property
+    def dashboard(self) -> str | None:
+        """Address of a page that shows the work, if there is one."""
+
+    def outcomes(self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool]) -> Iterator[Outcome]:
+        """Yield the outcome of every block; after ``stop()`` is true, begin no new one and finish those begun."""
+
+
+class SerialExecutor:
+    """One block after another, in this process."""
+
+    @property
+    def dashboard(self) -> str | None:
+        """None: there is no dashboard."""
+        return None
+
+    def outcomes(self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool]) -> Iterator[Outcome]:
+        """Yield the outcomes in the order of ``blocks``."""
+        try:
+            for index in blocks:
+                if stop():
+                    return
+                yield _attempt(job, index)
+        finally:
+            close_scene()
+
+
+def _attempt(job: BlockJob, index: BlockIndex) -> Outcome:
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            return process_block(job, index, attempt=attempt)
+        except Exception as error:  # noqa: BLE001  (the block boundary: any cause fails this block and no other)
+            _log.info("block %s, attempt %d failed", index, attempt, exc_info=True)
+            failure = failure_of(index, error, attempts=attempt)
+            if failure.fatal:
+                break
+    return failure
+
+
+def failure_of(index: BlockIndex, error: BaseException, *, attempts: int) -> BlockFailure:
+    """Describe a failed block; an output that cannot be written is fatal to the whole run."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return BlockFailure(
+        block=index,
+        error=f"{type(error).__name__}: {text}",
+        attempts=attempts,
+        fatal=isinstance(error, StoreError),
+    )

@@ -1,0 +1,128 @@
+"""From what a person typed to what will be run: look at the scene's header and the model, fill in what follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.blend import check_grid
+from pipeline.crf import pydensecrf
+from pipeline.errors import SourceError, SpecError
+from pipeline.network.checkpoint import file_sha256, read_model_spec
+from pipeline.network.models import DEFAULT_MODEL, resolve_model
+from pipeline.network.receptive_field import margin_px
+from pipeline.scene import SceneInfo, SceneSpec, open_scene
+from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
+from pipeline.stretch import Stretch, estimate_stretch
+
+if TYPE_CHECKING:
+    from pipeline.crf.energy import CrfSpec
+    from pipeline.network.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a person asks for."""
+
+    scene: str
+    """Path of the scene."""
+    model: str = DEFAULT_MODEL
+    """A shipped name, or the path of a checkpoint."""
+    bands: tuple[int, ...] | None = None
+    """Bands of the scene, counted from 1, in the order of the model's; None: the first ones."""
+    nodata: float | None = None
+    """Value that means nodata, in place of the scene's own."""
+    stretch: tuple[float, float] | None = None
+    """Scene values that become 0 and 255 for every band; None: as they are for u1, else the 2nd and 98th percentile of each band."""
+    grid: GridSpec = field(default_factory=GridSpec)
+    """Windows and blocks."""
+    overlap_is_default: bool = True
+    """Whether the overlap may be replaced by what ``exact`` needs."""
+    crf: CrfSpec | None = None
+    """The CRF; None: without."""
+    output: OutputSpec = field(default_factory=OutputSpec)
+    """Chunks and arrays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A spec with the headers that it was checked against."""
+
+    spec: SegmentSpec
+    """What will be run."""
+    scene: SceneInfo
+    """The scene's header, all bands."""
+    model: ModelSpec
+    """The model's metadata."""
+
+
+def prepare(request: Request) -> Prepared:
+    """Check a request against the scene's header and the model, and complete it."""
+    if request.crf is not None:
+        pydensecrf.require()
+    path = resolve_model(request.model)
+    model = read_model_spec(path)
+    with open_scene(SceneSpec(uri=request.scene, nodata=request.nodata)) as scene:
+        info = scene.info
+    bands = request.bands or _first_bands(request.scene, info, model)
+    if len(bands) != len(model.bands):
+        raise SpecError(
+            f"--bands {','.join(map(str, bands))} names {len(bands)} bands; the model {model.name} needs {len(model.bands)}: "
+            f"{', '.join(model.bands)}"
+        )
+    source = SceneSpec(uri=request.scene, bands=bands, nodata=request.nodata)
+    spec = SegmentSpec(
+        scene=source,
+        model_path=str(path),
+        model_sha256=file_sha256(path),
+        stretch=_stretch(source, info, request.stretch),
+        grid=_grid(request, model),
+        crf=request.crf,
+        output=request.output,
+    )
+    return Prepared(spec=spec, scene=info, model=model)
+
+
+def reopen(spec: SegmentSpec) -> Prepared:
+    """Look again at the scene and the model of a run's spec, for a resume."""
+    if spec.crf is not None:
+        pydensecrf.require()
+    path = Path(spec.model_path)
+    if not path.is_file():
+        path = resolve_model(path.stem)  # shipped models move with the installation
+    with open_scene(dataclasses.replace(spec.scene, bands=None)) as scene:
+        info = scene.info
+    found = dataclasses.replace(spec, model_path=str(path), model_sha256=file_sha256(path))
+    return Prepared(spec=found, scene=info, model=read_model_spec(path))
+
+
+def _first_bands(uri: str, info: SceneInfo, model: ModelSpec) -> tuple[int, ...]:
+    needed = len(model.bands)
+    if info.n_bands < needed:
+        raise SourceError(
+            f"{uri} has {info.n_bands} band{'s' * (info.n_bands != 1)} ({', '.join(info.band_names)}); the model {model.name} needs "
+            f"{needed}: {', '.join(model.bands)}. Give a scene with these bands, or repeat one: --bands {','.join(['1'] * needed)}"
+        )
+    return tuple(range(1, needed + 1))
+
+
+def _stretch(source: SceneSpec, info: SceneInfo, asked: tuple[float, float] | None) -> Stretch:
+    n_bands = len(source.bands or ())
+    if asked is not None:
+        if not asked[0] < asked[1]:
+            raise SpecError(f"--stretch {asked[0]:g},{asked[1]:g} was asked for; the first value must be below the second")
+        return Stretch(low=(asked[0],) * n_bands, high=(asked[1],) * n_bands)
+    if info.dtype == "uint8":
+        return Stretch.identity(n_bands)
+    with open_scene(source) as scene:
+        return estimate_stretch(scene)
+
+
+def _grid(request: Request, model: ModelSpec) -> GridSpec:
+    grid, margin = request.grid, margin_px(model.network)
+    if grid.blend == "exact" and request.overlap_is_default and margin is not None and 2 * margin < grid.window_px:
+        grid = dataclasses.replace(grid, overlap_px=2 * margin)
+    check_grid(grid, output_stride=model.network.output_stride, margin_px=margin)
+    return grid

@@ -1,0 +1,342 @@
+"""The main job: segment a scene into a Zarr group, or go on with one that was interrupted.
+
+::
+
+    prepare -> plan -> lock -> compare with an earlier run -> stage -> blocks left -> executor -> journal -> summary
+
+Running again is resuming: the blocks that the journal proves finished are left out, all others are done.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.engine.protocol import EngineSpec
+from pipeline.errors import StoreError, StoreMismatchError
+from pipeline.grid import Blocks
+from pipeline.scene import SceneSpec
+from pipeline.spec import SegmentSpec
+from pipeline.staging import needs_staging, stage
+from pipeline.store import StoreLayout, check_receipt, create_store, is_store, remove_partials, remove_store
+from workflows.cluster import ClusterSpec, executor_for
+from workflows.events import BlockFailure, BlockReceipt, Listener, Notice, RunStarted, Staging, ignore
+from workflows.failures import write_failures
+from workflows.fingerprint import hard_fields, soft_fields
+from workflows.interrupt import stop_on_signal
+from workflows.journal import Journal, latest, read_entries
+from workflows.plan import Plan, make_plan
+from workflows.prepare import Prepared, Request, prepare, reopen
+from workflows.run_state import RunPaths, RunRecord, check_same, locked, new_run_id, read_record, write_record
+from workflows.worker import BlockJob
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from workflows.events import BlockIndex, Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a job is run; nothing here changes the result."""
+
+    engine: EngineSpec = dataclasses.field(default_factory=EngineSpec)
+    """Device and precision."""
+    cluster: ClusterSpec = dataclasses.field(default_factory=ClusterSpec)
+    """Workers."""
+    overwrite: bool = False
+    """Remove an output that another run made, and start again."""
+    retry_failed: bool = False
+    """Try the quarantined blocks again."""
+    strict: bool = False
+    """Refuse a resume also where only device, precision or versions changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """How a run ended."""
+
+    out: str
+    """The Zarr group."""
+    n_blocks: int
+    """All blocks of the job."""
+    n_done: int
+    """Blocks with data that are finished, now or earlier."""
+    n_nodata: int
+    """Blocks that hold nodata only, and were skipped."""
+    n_new: int
+    """Blocks that this call finished."""
+    failures: tuple[BlockFailure, ...]
+    """Quarantined blocks, from this call or an earlier one."""
+    class_names: tuple[str, ...]
+    """Class names, by id."""
+    class_counts: tuple[int, ...]
+    """Pixels per class, over all finished blocks."""
+    n_pixels: int
+    """Pixels of the scene."""
+    seconds: float
+    """Wall time of this call, s."""
+    interrupted: bool
+    """Whether it was stopped before all blocks were through."""
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every block is finished."""
+        return self.n_done + self.n_nodata == self.n_blocks
+
+
+def segment(request: Request, out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
+    """Segment a scene; an output that the same request made is resumed."""
+    return _run(prepare(request), RunPaths(out=out), execution, listen)
+
+
+def resume(out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
+    """Go on with the run that makes ``out``."""
+    paths = RunPaths(out=out)
+    spec = SegmentSpec.from_dict(read_record(paths).spec)
+    return _run(reopen(spec), paths, execution, listen)
+
+
+def _run(prepared: Prepared, paths: RunPaths, execution: Execution, listen: Listener) -> Summary:
+    paths = RunPaths(out=paths.out.absolute())
+    _check_destination(paths, overwrite=execution.overwrite)
+    make_plan(prepared, execution.cluster, execution.engine)
+    with locked(paths):
+        return _Run(prepared, paths, execution, listen).go()
+
+
+class _Run:
+    """One call on one output, with the lock held."""
+
+    def __init__(self, prepared: Prepared, paths: RunPaths, execution: Execution, listen: Listener) -> None:
+        self._prepared = prepared
+        self._paths = paths
+        self._execution = execution
+        self._listen = listen
+        self._started = time.perf_counter()
+        self._record = self._enter()
+        self._finished: dict[BlockIndex, BlockReceipt] = {}
+        self._failed: dict[BlockIndex, BlockFailure] = {}
+
+    def go(self) -> Summary:
+        """Do what is left to do."""
+        self._collect_evidence()
+        n_before = len(self._finished)
+        blocks = Blocks(shape=self._prepared.scene.shape, block_px=self._prepared.spec.grid.block_px)
+        left = [index for index in blocks if index not in self._finished and index not in self._failed]
+        interrupted = bool(left) and self._work(left)
+        self._clean_up(complete=len(self._finished) == len(blocks))
+        return self._summary(n_blocks=len(blocks), n_new=len(self._finished) - n_before, interrupted=interrupted)
+
+    def _enter(self) -> RunRecord:
+        """Return the record of the run that goes on, or begin a new one."""
+        if self._execution.overwrite:
+            _remove_run(self._paths)
+        new = _new_record(self._prepared, self._execution.engine)
+        if not self._paths.record.exists():
+            _begin(self._paths, self._prepared, new)
+            return new
+        old = read_record(self._paths)
+        warnings = check_same(self._paths, old, new)
+        if warnings and self._execution.strict:
+            raise StoreMismatchError(
+                f"--strict was asked for, and {self._paths.out} was begun under other conditions: {'; '.join(warnings)}. "
+                "Restore them, or run without --strict"
+            )
+        for warning in warnings:
+            self._listen(Notice(text=f"resuming although {warning}"))
+        if not self._paths.out.exists():
+            create_store(self._paths.out, _layout(self._prepared))
+        return old
+
+    def _collect_evidence(self) -> None:
+        """Take a block as finished only where the journal says so and its chunk files are as long as it says."""
+        remove_partials(self._paths.out)
+        damaged = []
+        for index, outcome in latest(read_entries(self._paths.journal, run_id=self._record.run_id)).items():
+            if isinstance(outcome, BlockFailure):
+                if not self._execution.retry_failed:
+                    self._failed[index] = outcome
+            elif reason := _damage(self._paths.out, outcome):
+                damaged.append(reason)
+            else:
+                self._finished[index] = outcome
+        if damaged:
+            self._listen(Notice(text=f"{len(damaged)} finished blocks are damaged and will be done again: {damaged[0]}"))
+
+    def _work(self, left: list[BlockIndex]) -> bool:
+        """Run the blocks that are left; return whether it was stopped before the end."""
+        execution = self._execution
+        plan = make_plan(self._prepared, execution.cluster, execution.engine, n_blocks_left=len(left))
+        engine = dataclasses.replace(execution.engine, threads=plan.staffing.threads)
+        job = BlockJob(
+            spec=self._prepared.spec,
+            engine=engine,
+            source=self._source(),
+            out=str(self._paths.out),
+            run_id=self._record.run_id,
+        )
+        with (
+            stop_on_signal(self._announce_stop) as stop,
+            Journal(self._paths.journal, run_id=self._record.run_id) as journal,
+            executor_for(execution.cluster, plan.staffing, n_blocks=len(left)) as executor,
+        ):
+            self._announce_start(plan, left, executor.dashboard)
+            fatal: list[BlockFailure] = []
+            for outcome in executor.outcomes(job, left, lambda: stop.is_set() or bool(fatal)):
+                if isinstance(outcome, BlockFailure) and outcome.fatal:
+                    fatal.append(outcome)
+                    continue
+                journal.append(outcome)
+                self._note(outcome)
+            if fatal:
+                raise StoreError(
+                    f"block {fatal[0].block} could not be written, and the run stopped: {fatal[0].error}. Run again to go on"
+                )
+            return stop.is_set() and len(self._finished) + len(self._failed) < plan.n_blocks
+
+    def _note(self, outcome: Outcome) -> None:
+        if isinstance(outcome, BlockFailure):
+            self._failed[outcome.block] = outcome
+        else:
+            self._finished[outcome.block] = outcome
+        self._listen(outcome)
+
+    def _source(self) -> SceneSpec:
+        """Return what workers read: the scene, or its staged copy."""
+        spec = self._prepared.spec.scene
+        absolute = dataclasses.replace(spec, uri=str(Path(spec.uri).absolute()))
+        if not needs_staging(self._prepared.scene):
+            return absolute
+        return stage(absolute, self._paths.scratch, lambda done, total: self._listen(Staging(done=done, total=total)))
+
+    def _announce_start(self, plan: Plan, left: list[BlockIndex], dashboard: str | None) -> None:
+        blocks = Blocks(shape=self._prepared.scene.shape, block_px=self._prepared.spec.grid.block_px)
+        self._listen(
+            RunStarted(
+                n_blocks=plan.n_blocks,
+                n_finished=len(self._finished),
+                pixels_left=sum(blocks.window(index).n_pixels for index in left),
+                n_workers=plan.staffing.n_workers,
+                dashboard=dashboard,
+            )
+        )
+
+    def _announce_stop(self) -> None:
+        self._listen(Notice(text="stopping: the blocks at work are being finished; press Ctrl-C again to leave them"))
+
+    def _clean_up(self, *, complete: bool) -> None:
+        """Remove the staged copy of a complete run, and bring the list of failures up to date."""
+        if complete:
+            self._paths.scratch.unlink(missing_ok=True)
+        write_failures(self._paths.failures, self._prepared, list(self._failed.values()))
+
+    def _summary(self, *, n_blocks: int, n_new: int, interrupted: bool) -> Summary:
+        receipts = list(self._finished.values())
+        return Summary(
+            out=str(self._paths.out),
+            n_blocks=n_blocks,
+            n_done=sum(receipt.state == "done" for receipt in receipts),
+            n_nodata=sum(receipt.state == "nodata" for receipt in receipts),
+            n_new=n_new,
+            failures=tuple(self._failed.values()),
+            class_names=tuple(item.name for item in self._prepared.model.classes),
+            class_counts=add_counts(receipts, n_classes=len(self._prepared.model.classes)),
+            n_pixels=self._prepared.scene.height * self._prepared.scene.width,
+            seconds=round(time.perf_counter() - self._started, 3),
+            interrupted=interrupted,
+        )
+
+
+def add_counts(receipts: Iterable[BlockReceipt], *, n_classes: int) -> tuple[int, ...]:
+    """Sum the pixels per class over blocks."""
+    counts = [receipt.class_counts for receipt in receipts if receipt.class_counts]
+    return tuple(sum(column) for column in zip(*counts, strict=True)) if counts else (0,) * n_classes
+
+
+def _check_destination(paths: RunPaths, *, overwrite: bool) -> None:
+    """Raise StoreError where ``out`` is something that may not be touched."""
+    out = paths.out
+    if not out.exists() and not out.is_symlink():
+        return
+    if not is_store(out):
+        raise StoreError(f"{out} exists and is no output of atrous; it was left as it is: choose another OUT")
+    if not paths.record.exists() and not overwrite:
+        raise StoreError(
+            f"{out} is an output of atrous, but the state of its run ({paths.record}) is gone; choose another OUT, or use --overwrite"
+        )
+
+
+def _remove_run(paths: RunPaths) -> None:
+    """Remove an earlier run. The record goes first: from then on its orphaned workers write no more."""
+    paths.record.unlink(missing_ok=True)
+    if paths.out.exists():
+        remove_store(paths.out)
+    for path in (paths.journal, paths.failures, paths.scratch):
+        path.unlink(missing_ok=True)
+
+
+def _begin(paths: RunPaths, prepared: Prepared, record: RunRecord) -> None:
+    """Write the record and the empty store; where the store cannot be made, leave nothing."""
+    write_record(paths, record)
+    try:
+        create_store(paths.out, _layout(prepared))
+    except StoreError:
+        shutil.rmtree(paths.folder, ignore_errors=True)
+        raise
+
+
+def _new_record(prepared: Prepared, engine: EngineSpec) -> RunRecord:
+    return RunRecord(
+        run_id=new_run_id(),
+        hard=hard_fields(prepared.spec, prepared.scene),
+        soft=soft_fields(prepared.spec, engine),
+        spec=with_absolute_paths(prepared.spec).to_dict(),
+        scene=prepared.scene.to_dict(),
+    )
+
+
+def with_absolute_paths(spec: SegmentSpec) -> SegmentSpec:
+    """Return the spec as it can be read from any working directory."""
+    scene = dataclasses.replace(spec.scene, uri=str(Path(spec.scene.uri).absolute()))
+    return dataclasses.replace(spec, scene=scene, model_path=str(Path(spec.model_path).absolute()))
+
+
+def _layout(prepared: Prepared) -> StoreLayout:
+    """Describe the output; its provenance names no path and no time, so that equal runs give equal bytes."""
+    spec, scene = prepared.spec, prepared.scene
+    hard = hard_fields(spec, scene)
+    return StoreLayout(
+        height=scene.height,
+        width=scene.width,
+        chunk=spec.output.chunk_px,
+        shard=spec.output.shard_px,
+        classes=prepared.model.classes,
+        probabilities=spec.output.probabilities,
+        georef=scene.georef,
+        provenance={
+            "software": f"atrous {metadata.version('atrous')}",
+            "scene": Path(spec.scene.uri).name,
+            "model": prepared.model.name,
+            **{name: value for name, value in hard.items() if not name.startswith("input.header") and name != "input.mtime_ns"},
+        },
+    )
+
+
+def _damage(out: Path, receipt: BlockReceipt) -> str | None:
+    reasons = (check_receipt(out, chunk) for chunk in receipt.chunks)
+    return next((reason for reason in reasons if reason), None)
+
+
+def scene_of(out: Path, *, moved_to: str | None = None) -> SceneSpec | None:
+    """Return the scene that ``out`` was made from, in its place or at ``moved_to``; None where the run's record is gone."""
+    paths = RunPaths(out=out.absolute())
+    if not paths.record.exists():
+        return None if moved_to is None else SceneSpec(uri=moved_to)
+    scene = SegmentSpec.from_dict(read_record(paths).spec).scene
+    return scene if moved_to is None else dataclasses.replace(scene, uri=moved_to)

@@ -1,0 +1,137 @@
+"""What happens to one block in the process that works on it: segment, write durably, hand back a receipt.
+
+A process keeps one loaded model per job and one open scene per thread (GDAL handles are not shared between threads).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.engine.torch_engine import TorchEngine
+from pipeline.errors import BlockError, WeightsError
+from pipeline.grid import Blocks
+from pipeline.network.checkpoint import file_sha256, load_network
+from pipeline.scene import Scene, SceneSpec, open_scene
+from pipeline.segment import segment_block
+from pipeline.spec import SegmentSpec, json_digest
+from pipeline.store import write_block
+from workflows.events import BlockIndex, BlockReceipt
+from workflows.run_state import RunPaths
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.engine.protocol import Engine, EngineSpec
+    from pipeline.network.spec import ModelSpec
+    from pipeline.segment import BlockResult
+
+_local = threading.local()
+_loading = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockJob:
+    """All that a worker has to know, the same for every block of a run."""
+
+    spec: SegmentSpec
+    """What is run."""
+    engine: EngineSpec
+    """How it is run."""
+    source: SceneSpec
+    """What is really read: the scene, or its staged copy."""
+    out: str
+    """The Zarr group."""
+    run_id: str
+    """The run whose blocks these are."""
+
+    def digest(self) -> str:
+        """Hash of the job; names it in tasks."""
+        return json_digest(dataclasses.asdict(self))
+
+
+def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1) -> BlockReceipt:
+    """Segment the block ``index``, write it, and return when its bytes are durable."""
+    started = time.perf_counter()
+    engine, model = load_engine(job.spec.model_path, job.spec.model_sha256, job.engine)
+    scene = _scene(job)
+    result = segment_block(index, scene=scene, engine=engine, model=model, spec=job.spec)
+    _check_still_ours(job)
+    window = Blocks(shape=(scene.info.height, scene.info.width), block_px=job.spec.grid.block_px).window(index)
+    chunks = () if result is None else write_block(Path(job.out), window, _arrays(result))
+    return BlockReceipt(
+        block=index,
+        state="nodata" if result is None else "done",
+        chunks=chunks,
+        class_counts=() if result is None else _count(result, n_classes=len(model.classes)),
+        n_pixels=window.n_pixels,
+        seconds=round(time.perf_counter() - started, 3),
+        device=engine.device,
+        host=socket.gethostname(),
+        attempt=attempt,
+    )
+
+
+def load_engine(path: str, sha256: str, engine: EngineSpec) -> tuple[Engine, ModelSpec]:
+    """Return the running network and its model, loading them in this process at the first call."""
+    with _loading:
+        return _load_engine(path, sha256, engine)
+
+
+@lru_cache(maxsize=1)
+def _load_engine(path: str, sha256: str, engine: EngineSpec) -> tuple[Engine, ModelSpec]:
+    if (found := file_sha256(Path(path))) != sha256:
+        raise WeightsError(
+            f"the model {path} has SHA-256 {found[:12]}… on this machine; the run was planned with {sha256[:12]}…: "
+            "make the same file available to all workers"
+        )
+    model, network = load_network(Path(path))
+    return TorchEngine(network, engine), model
+
+
+def _scene(job: BlockJob) -> Scene:
+    """Return this thread's open scene."""
+    held: tuple[SceneSpec, Scene] | None = getattr(_local, "scene", None)
+    if held is None or held[0] != job.source:
+        if held is not None:
+            held[1].close()
+        held = (job.source, open_scene(job.source))
+        _local.scene = held
+    return held[1]
+
+
+def close_scene() -> None:
+    """Close the scene that this thread holds open, if any."""
+    held: tuple[SceneSpec, Scene] | None = getattr(_local, "scene", None)
+    if held is not None:
+        held[1].close()
+        _local.scene = None
+
+
+def _check_still_ours(job: BlockJob) -> None:
+    """Raise BlockError where the output was overwritten meanwhile: an orphan of a dead client must not write into another run."""
+    record = RunPaths(out=Path(job.out)).record
+    try:
+        run_id = json.loads(record.read_text())["run_id"]
+    except (OSError, ValueError, KeyError) as cause:
+        raise BlockError(f"the run's record {record} is gone or damaged; the block was not written") from cause
+    if run_id != job.run_id:
+        raise BlockError(f"{job.out} now belongs to run {run_id}, not {job.run_id}; the block was not written")
+
+
+def _arrays(result: BlockResult) -> dict[str, NDArray[np.uint8]]:
+    arrays = {"labels": result.labels, "confidence": result.confidence}
+    return arrays if result.probabilities is None else {**arrays, "probabilities": result.probabilities}
+
+
+def _count(result: BlockResult, *, n_classes: int) -> tuple[int, ...]:
+    return tuple(int(n) for n in np.bincount(result.labels.ravel(), minlength=256)[:n_classes])
