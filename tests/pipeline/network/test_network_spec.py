@@ -1,0 +1,101 @@
+import json
+import pickle
+from dataclasses import replace
+
+import pytest
+
+from pipeline.errors import SpecError
+from pipeline.network.spec import ClassSpec, ModelSpec, NetworkSpec
+
+NETWORK = NetworkSpec(n_classes=2, n_bands=4, atrous_rates=(2, 5), output_stride=8, image_pooling="off")
+MODEL = ModelSpec(
+    name="small",
+    network=NETWORK,
+    classes=(ClassSpec(name="land", color="#00ff7F"), ClassSpec(name="sea", color="#0000ff")),
+    bands=("b", "g", "r", "nir"),
+    mean=(1.0, 2.0, 3.0, 4.0),
+    std=(0.5, 0.25, 1.0, 2.0),
+    input_range=(0.0, 1.0),
+    gsd_m=0.3,
+    licence="CC0-1.0",
+    provenance={"n_steps": 3, "scenes": ["a", "b"], "metrics": {"a": {"miou": None}}},
+)
+
+
+def test_a_model_survives_json_and_back() -> None:
+    assert ModelSpec.from_dict(json.loads(json.dumps(MODEL.to_dict()))) == MODEL
+
+
+def test_a_network_survives_json_and_back() -> None:
+    assert NetworkSpec.from_dict(json.loads(json.dumps(NETWORK.to_dict()))) == NETWORK
+
+
+def test_specs_survive_a_pickle() -> None:
+    assert pickle.loads(pickle.dumps(MODEL)) == MODEL
+
+
+def test_rates_are_doubled_at_output_stride_8() -> None:
+    assert NetworkSpec(n_classes=2, output_stride=16).effective_atrous_rates == (6, 12, 18)
+    assert NetworkSpec(n_classes=2, output_stride=8).effective_atrous_rates == (12, 24, 36)
+
+
+def test_a_colour_is_read_as_rgb() -> None:
+    assert ClassSpec(name="land", color="#00ff7F").rgb == (0, 255, 127)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"n_classes": 0}, "n_classes is 0"),
+        ({"n_classes": 256}, "1 to 255"),
+        ({"output_stride": 32}, "8, 16"),
+        ({"architecture": "unet"}, "deeplabv3plus"),
+        ({"backbone": "vgg"}, "mobilenet_v2"),
+        ({"padding": "reflect"}, "tf_same"),
+        ({"image_pooling": "global"}, "window, off"),
+        ({"atrous_rates": ()}, "at least one rate"),
+        ({"atrous_rates": (6, 0)}, "atrous_rates is 0"),
+        ({"n_bands": 0}, "n_bands is 0"),
+        ({"decoder_channels": 1.5}, "decoder_channels is 1.5"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused(change: dict, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        replace(NETWORK, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": MODEL.classes[:1]}, "classes of model 'small' has 1 entries; 2 are needed"),
+        ({"classes": MODEL.classes[:1] * 2}, "one name"),
+        ({"bands": ("b", "g", "r")}, "bands of model 'small' has 3"),
+        ({"mean": (1.0,)}, "mean of model 'small' has 1"),
+        ({"std": (1.0, 1.0, 1.0, 0.0)}, "above 0"),
+        ({"mean": (1.0, 2.0, 3.0, float("nan"))}, "finite"),
+        ({"input_range": (1.0, 1.0)}, "below the second"),
+        ({"gsd_m": 0.0}, "gsd_m is 0.0"),
+        ({"name": " "}, "without a name"),
+    ],
+)
+def test_a_model_that_contradicts_itself_is_refused(change: dict, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        replace(MODEL, **change)
+
+
+@pytest.mark.parametrize("color", ["3c1098", "#3c109", "#3c109g", "red", "#3c1098\n"])
+def test_a_colour_in_another_notation_is_refused(color: str) -> None:
+    with pytest.raises(SpecError, match="#rrggbb"):
+        ClassSpec(name="land", color=color)
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_known_one() -> None:
+    with pytest.raises(SpecError, match="did you mean 'output_stride'"):
+        NetworkSpec.from_dict({"n_classes": 2, "output_strid": 16})
+
+
+def test_a_missing_key_is_named() -> None:
+    values = MODEL.to_dict()
+    del values["classes"]
+    with pytest.raises(SpecError, match=r"lacks .*classes"):
+        ModelSpec.from_dict(values)
