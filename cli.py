@@ -115,7 +115,10 @@ def _config(context: click.Context, _parameter: click.Parameter, path: Path | No
 
 
 def _as_text(value: Any) -> Any:
-    return ",".join(map(str, value)) if isinstance(value, list) else value
+    """Return a value as it would be typed, so that it is checked like one: click would cut 64.5 to 64."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value) if isinstance(value, float) else value
 
 
 def _stack(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -164,7 +167,7 @@ _execution_options = _stack(
         "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", help="Of the network; auto is fp32."
     ),
     click.option("--workers", type=int, help="Worker processes. [default: one per core, as memory allows]"),
-    click.option("--threads", type=int, help="Threads per worker. [default: cores / workers]"),
+    click.option("--threads", type=int, help="Network windows at once per worker. [default: cores / workers, as memory allows]"),
     click.option("--scheduler", metavar="ADDRESS|FILE", help="A running Dask cluster, by address or scheduler file."),
     click.option("--cluster", type=click.Choice(["local", "cuda", "serial"]), default="local", help="What to start otherwise."),
 )

@@ -6,6 +6,7 @@ Only a short list of drivers may open it. The list matters: GDAL opens a file by
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,7 +15,7 @@ import numpy as np
 import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 from rasterio.windows import Window as RasterioWindow
@@ -166,7 +167,9 @@ def open_gdal_scene(spec: SceneSpec) -> GdalScene:
 def _opened(spec: SceneSpec, path: Path) -> GdalScene:
     # An absolute path never starts with a driver's prefix. rasterio.open takes no list of drivers (1.4, 1.5),
     # its reader does.
-    reader = DatasetReader(str(path), driver=list(DRIVERS))
+    with warnings.catch_warnings():  # a scene without georeference is as good as any other
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        reader = DatasetReader(str(path), driver=list(DRIVERS))
     try:
         return _checked(spec, reader)
     except BaseException:

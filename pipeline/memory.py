@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import MemoryBudgetError
+from pipeline.grid import Blocks
 from pipeline.network.footprint import parameter_bytes, peak_activation_bytes
 from pipeline.segment import locate
 
@@ -115,12 +116,15 @@ def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, batch_size: 
 
 
 def _largest_windows(spec: SegmentSpec, scene: SceneInfo) -> tuple[int, int, int]:
-    """Return the pixels of the write, predict and read windows of the block that needs most."""
-    shape = (scene.height, scene.width)
-    rows, cols = (min(-(-side // spec.grid.block_px) - 1, 1) for side in shape)
-    located = [locate((row, col), shape=shape, spec=spec) for row in range(rows + 1) for col in range(cols + 1)]
+    """Return the pixels of the largest write, predict and read windows that a block needs.
+
+    Blocks and lattices have other periods, so the largest may be any block; rows and columns are independent of each other.
+    """
+    blocks = Blocks(shape=scene.shape, block_px=spec.grid.block_px)
+    rows = [locate((row, 0), shape=scene.shape, spec=spec) for row in range(blocks.n_rows)]
+    cols = [locate((0, col), shape=scene.shape, spec=spec) for col in range(blocks.n_cols)]
     return (
-        max(windows.write.n_pixels for windows in located),
-        max(windows.predict.n_pixels for windows in located),
-        max(windows.read.n_pixels for windows in located),
+        max(windows.write.height for windows in rows) * max(windows.write.width for windows in cols),
+        max(windows.predict.height for windows in rows) * max(windows.predict.width for windows in cols),
+        max(windows.read.height for windows in rows) * max(windows.read.width for windows in cols),
     )

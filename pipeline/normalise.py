@@ -1,4 +1,4 @@
-"""Pixels to what the network was trained on: stretched to the model's units, then (x - mean) / std; nodata becomes 0, the mean."""
+"""Pixels to what the network was trained on: stretched to the model's input range, then (x - mean) / std; nodata becomes 0, the mean."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def normalise(tile: Tile, window: Window, *, stretch: Stretch, model: ModelSpec)
     window
         The network window, in pixels of the scene.
     stretch
-        The scene's own scale.
+        The scene's own scale, to 0 to 255.
     model
-        Gives mean and std per band, in units of 0 to 255.
+        Gives the input range, and mean and std per band in its units.
 
     Returns
     -------
@@ -35,6 +35,10 @@ def normalise(tile: Tile, window: Window, *, stretch: Stretch, model: ModelSpec)
     """
     inside = window.relative_to(tile.window).to_slices()
     values = stretch.apply(tile.pixels[:, *inside])
+    low, high = model.input_range
+    if (low, high) != (0, 255):
+        values *= np.float32((high - low) / 255)
+        values += np.float32(low)
     values -= np.asarray(model.mean, np.float32)[:, None, None]
     values /= np.asarray(model.std, np.float32)[:, None, None]
     values[:, ~tile.valid[inside]] = 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import dask.config
 import torch
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, WorkerPlugin
 from distributed.system import MEMORY_LIMIT
 from psutil import virtual_memory
 
@@ -19,12 +22,14 @@ from workflows.dask_executor import DaskExecutor
 from workflows.executor import Executor, SerialExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 Cluster = Literal["local", "cuda", "serial"]
 
 _USABLE = 0.8
 """Share of the free memory that workers may plan with."""
+
+_CONNECT_TIMEOUT = "20s"
 
 _SETTINGS: dict[str, Any] = {
     # A killed worker blames every block it held; few are held, and suspects are tried again alone.
@@ -55,7 +60,7 @@ class ClusterSpec:
     n_workers: int | None = None
     """Worker processes; None: one per core, as many as fit into memory."""
     threads: int | None = None
-    """Threads per worker within one operation; None: the cores divided by the workers."""
+    """Network windows at once per worker; None: the cores divided by the workers, as memory allows."""
 
     def __post_init__(self) -> None:
         if self.cluster not in get_args(Cluster):
@@ -78,16 +83,29 @@ class Staffing:
     """Memory of each, bytes."""
 
 
-def staff(spec: ClusterSpec, *, n_blocks: int, bytes_per_worker: int) -> Staffing:
-    """Work out workers and threads for ``n_blocks`` blocks on this machine."""
+def staff(spec: ClusterSpec, *, n_blocks: int, bytes_of: Callable[[int], int]) -> Staffing:
+    """Work out workers and threads for ``n_blocks`` blocks on this machine.
+
+    Parameters
+    ----------
+    spec
+        What the user fixed.
+    n_blocks
+        Blocks that are left; there is no use for more workers.
+    bytes_of
+        The memory bound of a worker with so many threads, bytes.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     usable = int(_USABLE * min(virtual_memory().available, MEMORY_LIMIT))
-    most = 1 if is_serial(spec, n_blocks=n_blocks) else _most_processes(spec, cores)
-    n_workers = spec.n_workers or max(1, min(most, n_blocks, usable // max(1, bytes_per_worker)))
     if is_serial(spec, n_blocks=n_blocks):
         n_workers = 1
+    else:
+        n_workers = spec.n_workers or max(1, min(_most_processes(spec, cores), n_blocks, usable // bytes_of(1)))
+    limit = usable // n_workers
     threads = spec.threads or max(1, cores // n_workers)
-    return Staffing(n_workers=n_workers, threads=threads, limit_bytes=usable // n_workers)
+    while spec.threads is None and threads > 1 and bytes_of(threads) > limit:
+        threads -= 1
+    return Staffing(n_workers=n_workers, threads=threads, limit_bytes=limit)
 
 
 def is_serial(spec: ClusterSpec, *, n_blocks: int) -> bool:
@@ -107,6 +125,7 @@ def executor_for(spec: ClusterSpec, staffing: Staffing, *, n_blocks: int) -> Ite
                 yield DaskExecutor(client)
             return
         with _start(spec, staffing) as cluster, Client(cluster) as client:
+            client.register_plugin(_LeaveInterruptToClient())
             yield DaskExecutor(client)
 
 
@@ -116,6 +135,16 @@ def cluster_limit_bytes(scheduler: str) -> int:
         workers = client.scheduler_info()["workers"].values()
         limits = [int(worker["memory_limit"] or MEMORY_LIMIT) // int(worker["nthreads"]) for worker in workers]
     return min(limits, default=int(MEMORY_LIMIT))
+
+
+class _LeaveInterruptToClient(WorkerPlugin):  # type: ignore[misc]
+    """Makes our own workers deaf to Ctrl-C, which a terminal sends to all of them: the client decides, and drains."""
+
+    def setup(self, worker: Any) -> None:
+        """Run in the worker process, whose event loop is its main thread."""
+        del worker
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _most_processes(spec: ClusterSpec, cores: int) -> int:
@@ -150,10 +179,10 @@ def _start_cuda(staffing: Staffing) -> Any:
 def _connect(scheduler: str) -> Client:
     is_file = "://" not in scheduler and Path(scheduler).suffix == ".json"
     try:
-        if is_file:
-            return Client(scheduler_file=scheduler, timeout="20s")
-        return Client(scheduler, timeout="20s")
-    except (OSError, ValueError) as cause:
+        # Read here: distributed would wait for ever for a file that does not exist.
+        address = json.loads(Path(scheduler).read_text())["address"] if is_file else scheduler
+        return Client(address, timeout=_CONNECT_TIMEOUT)
+    except (OSError, ValueError, KeyError, TypeError) as cause:
         raise SpecError(
             f"--scheduler {scheduler} was asked for; no Dask scheduler answers there ({type(cause).__name__}: {cause}): give an address "
             "such as tcp://host:8786, or the scheduler file that 'dask scheduler --scheduler-file' wrote"

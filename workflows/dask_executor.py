@@ -32,10 +32,9 @@ _IN_FLIGHT_PER_WORKER = 2
 class JobPlugin(WorkerPlugin):  # type: ignore[misc]
     """Gives every worker, also one that joins later, the job; loads the model before the first block."""
 
-    name = "atrous-job"
-
     def __init__(self, job: BlockJob) -> None:
         self._job = job
+        self.name = f"atrous-{job.digest()[:12]}"  # of this job: runs that share a cluster must not unregister each other's
 
     def setup(self, worker: Any) -> None:
         """Run on the worker when it starts or when the plugin is registered."""
@@ -63,14 +62,15 @@ class DaskExecutor:
 
     def outcomes(self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool]) -> Iterator[Outcome]:
         """Yield outcomes as blocks end."""
-        self._client.register_plugin(JobPlugin(job))
+        plugin = JobPlugin(job)
+        self._client.register_plugin(plugin)
         try:
             suspects: list[BlockIndex] = []
             yield from self._drain(job, blocks, stop, suspects)
             for index in suspects:
                 yield from self._alone(job, index, stop)
         finally:
-            self._client.unregister_worker_plugin(JobPlugin.name)
+            self._client.unregister_worker_plugin(plugin.name)
 
     def _drain(
         self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool], suspects: list[BlockIndex]

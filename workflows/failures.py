@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from pipeline.durable_file import replace_durably
+from pipeline.errors import StoreError
 from pipeline.grid import Blocks
 
 if TYPE_CHECKING:
@@ -35,7 +37,10 @@ def write_failures(path: Path, prepared: Prepared, failures: list[BlockFailure])
     epsg = prepared.scene.georef.epsg
     if epsg is not None:
         collection["crs"] = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{epsg}"}}
-    path.write_text(json.dumps(collection, indent=1) + "\n")
+    try:
+        replace_durably(path, (json.dumps(collection, indent=1) + "\n").encode())
+    except OSError as cause:
+        raise StoreError(f"the list of failed blocks {path} cannot be written: {cause}; free some space and run again") from cause
 
 
 def _outline(window: Window, prepared: Prepared) -> list[tuple[float, float]]:

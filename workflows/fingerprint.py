@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -82,11 +83,18 @@ def _sample(path: Path, *, n_samples: int) -> bytes:
     return b"".join(parts)
 
 
+def _plain(value: Any) -> Any:
+    """Return a value that strict JSON can hold: the provenance in the output has NaN as nodata by name."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+            flat[prefix + name] = _plain(value)
     return flat

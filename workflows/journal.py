@@ -6,12 +6,14 @@ A line that a crash cut short is dropped when the journal is opened for writing;
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
 from typing import TYPE_CHECKING, Any, Self
 
+from pipeline.durable_file import sync_directory
 from pipeline.errors import StoreError
 from pipeline.receipt import ChunkReceipt
 from workflows.events import BlockFailure, BlockReceipt
@@ -45,6 +47,7 @@ class Journal:
         try:
             _drop_torn_tail(path)
             self._file = path.open("ab")
+            sync_directory(path.parent)
         except OSError as cause:
             raise StoreError(f"the journal {path} cannot be opened for writing: {cause}") from cause
 
@@ -61,8 +64,9 @@ class Journal:
             ) from cause
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; a line that a full disk refused is offered to it once more, and does not count."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -104,7 +108,7 @@ def _from_line(line: bytes, *, run_id: str) -> Entry | None:
         if data.pop("v") != FORMAT or data.pop("run") != run_id:
             return None
         return Entry(time_s=data.pop("time_s"), outcome=_outcome(data))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -113,6 +117,8 @@ def _outcome(data: dict[str, Any]) -> Outcome:
     state = data.pop("state")
     if state == "failed":
         return BlockFailure(block=(row, col), **data)
+    if state not in ("done", "nodata"):
+        raise ValueError(f"a block has the unknown state {state!r}")
     chunks = tuple(ChunkReceipt(key=key, n_bytes=n_bytes, crc32c=crc) for key, n_bytes, crc in data.pop("chunks"))
     counts = tuple(data.pop("class_counts"))
     return BlockReceipt(block=(row, col), state=state, chunks=chunks, class_counts=counts, **data)

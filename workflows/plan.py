@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,9 +109,14 @@ def make_plan(prepared: Prepared, cluster: ClusterSpec, engine: EngineSpec, *, n
     """Plan a run; MemoryBudgetError where a worker cannot hold a block."""
     spec, scene = prepared.spec, prepared.scene
     blocks = Blocks(shape=scene.shape, block_px=spec.grid.block_px)
-    bound = memory.bound(spec, scene, prepared.model, batch_size=batch_size(engine))
     left = len(blocks) if n_blocks_left is None else n_blocks_left
-    staffing = staff(cluster, n_blocks=left, bytes_per_worker=bound.total_bytes)
+
+    def bound_of(threads: int) -> MemoryBound:
+        windows = batch_size(dataclasses.replace(engine, threads=threads))
+        return memory.bound(spec, scene, prepared.model, batch_size=windows)
+
+    staffing = staff(cluster, n_blocks=left, bytes_of=lambda threads: bound_of(threads).total_bytes)
+    bound = bound_of(staffing.threads)
     bound.check(staffing.limit_bytes if cluster.scheduler is None else cluster_limit_bytes(cluster.scheduler))
     n_windows, n_crf_pixels = _count(blocks, prepared)
     return Plan(

@@ -13,7 +13,7 @@ from pipeline.errors import SourceError, SpecError
 from pipeline.network.checkpoint import file_sha256, read_model_spec
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.network.receptive_field import margin_px
-from pipeline.scene import SceneInfo, SceneSpec, open_scene
+from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch, estimate_stretch
 
@@ -73,11 +73,13 @@ def prepare(request: Request) -> Prepared:
             f"{', '.join(model.bands)}"
         )
     source = SceneSpec(uri=request.scene, bands=bands, nodata=request.nodata)
+    with open_scene(source) as scene:  # refuses bands that the scene does not have
+        stretch = _stretch(scene, request.stretch)
     spec = SegmentSpec(
         scene=source,
         model_path=str(path),
         model_sha256=file_sha256(path),
-        stretch=_stretch(source, info, request.stretch),
+        stretch=stretch,
         grid=_grid(request, model),
         crf=request.crf,
         output=request.output,
@@ -108,16 +110,13 @@ def _first_bands(uri: str, info: SceneInfo, model: ModelSpec) -> tuple[int, ...]
     return tuple(range(1, needed + 1))
 
 
-def _stretch(source: SceneSpec, info: SceneInfo, asked: tuple[float, float] | None) -> Stretch:
-    n_bands = len(source.bands or ())
-    if asked is not None:
-        if not asked[0] < asked[1]:
-            raise SpecError(f"--stretch {asked[0]:g},{asked[1]:g} was asked for; the first value must be below the second")
-        return Stretch(low=(asked[0],) * n_bands, high=(asked[1],) * n_bands)
-    if info.dtype == "uint8":
-        return Stretch.identity(n_bands)
-    with open_scene(source) as scene:
+def _stretch(scene: Scene, asked: tuple[float, float] | None) -> Stretch:
+    if asked is None:
         return estimate_stretch(scene)
+    if not asked[0] < asked[1]:
+        raise SpecError(f"--stretch {asked[0]:g},{asked[1]:g} was asked for; the first value must be below the second")
+    n_bands = len(scene.bands)
+    return Stretch(low=(asked[0],) * n_bands, high=(asked[1],) * n_bands)
 
 
 def _grid(request: Request, model: ModelSpec) -> GridSpec:

@@ -6,6 +6,7 @@ fields decide the bytes: another value is another result. Soft fields (device, p
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ from pipeline.errors import LockedError, StoreError, StoreMismatchError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import TextIO
 
 FORMAT = 1
 _MISSING = "(absent)"
@@ -100,9 +102,12 @@ def read_record(paths: RunPaths) -> RunRecord:
         ) from cause
     except (OSError, ValueError) as cause:
         raise StoreError(f"{paths.record} cannot be read: {cause}; start again with --overwrite") from cause
-    if data.pop("format", None) != FORMAT:
+    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         raise StoreError(f"{paths.record} has another format than {FORMAT}; use the version of atrous that wrote it")
-    return RunRecord(**data)
+    try:
+        return RunRecord(**data)
+    except TypeError as cause:
+        raise StoreError(f"{paths.record} is damaged: {cause}; start again with --overwrite") from cause
 
 
 def write_record(paths: RunPaths, record: RunRecord) -> None:
@@ -137,10 +142,17 @@ def locked(paths: RunPaths) -> Iterator[None]:
             raise LockedError(
                 f"{paths.out} is being worked on by {file.read().strip() or 'another process'}; wait until it ends, and run again"
             ) from cause
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        except OSError as cause:
+            raise StoreError(f"{paths.lock} cannot be locked: {cause}; choose a file system that can lock files") from cause
+        _sign(file)
         yield
+
+
+def _sign(file: TextIO) -> None:
+    """Write who holds the lock; on a full disk the lock holds without it."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 
 def is_locked(paths: RunPaths) -> bool:

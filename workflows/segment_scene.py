@@ -97,7 +97,7 @@ def segment(request: Request, out: Path, execution: Execution, listen: Listener 
 
 def resume(out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
     """Go on with the run that makes ``out``."""
-    paths = RunPaths(out=out)
+    paths = RunPaths(out=out.absolute())
     spec = SegmentSpec.from_dict(read_record(paths).spec)
     return _run(reopen(spec), paths, execution, listen)
 
@@ -282,9 +282,9 @@ def _remove_run(paths: RunPaths) -> None:
 
 
 def _begin(paths: RunPaths, prepared: Prepared, record: RunRecord) -> None:
-    """Write the record and the empty store; where the store cannot be made, leave nothing."""
-    write_record(paths, record)
+    """Write the record and the empty store; where one of them cannot be made, leave nothing."""
     try:
+        write_record(paths, record)
         create_store(paths.out, _layout(prepared))
     except StoreError:
         shutil.rmtree(paths.folder, ignore_errors=True)

@@ -99,22 +99,22 @@ def _load_engine(path: str, sha256: str, engine: EngineSpec) -> tuple[Engine, Mo
 
 
 def _scene(job: BlockJob) -> Scene:
-    """Return this thread's open scene."""
-    held: tuple[SceneSpec, Scene] | None = getattr(_local, "scene", None)
-    if held is None or held[0] != job.source:
-        if held is not None:
-            held[1].close()
-        held = (job.source, open_scene(job.source))
+    """Return this thread's open scene; another run opens it anew, for the file may have been replaced since."""
+    key = (job.run_id, job.source)
+    held: tuple[tuple[str, SceneSpec], Scene] | None = getattr(_local, "scene", None)
+    if held is None or held[0] != key:
+        close_scene()
+        held = (key, open_scene(job.source))
         _local.scene = held
     return held[1]
 
 
 def close_scene() -> None:
     """Close the scene that this thread holds open, if any."""
-    held: tuple[SceneSpec, Scene] | None = getattr(_local, "scene", None)
+    held: tuple[tuple[str, SceneSpec], Scene] | None = getattr(_local, "scene", None)
+    _local.scene = None
     if held is not None:
         held[1].close()
-        _local.scene = None
 
 
 def _check_still_ours(job: BlockJob) -> None:

@@ -5,7 +5,8 @@ Kraehenbuehl and Koltun (2011), as in DeepLab v1 equation 3: unary -log P(label)
     w_appearance * exp(-|p_i - p_j|^2 / (2 theta_alpha^2) - |I_i - I_j|^2 / (2 theta_beta^2))      appearance
   + w_smoothness * exp(-|p_i - p_j|^2 / (2 theta_gamma^2))                                         smoothness
 
-with positions p in pixels and guide values I in units of 0 to 255, minimised by ``n_steps`` of mean field.
+with positions p in pixels and guide values I in units of 0 to 255, minimised by ``n_steps`` of mean field. Each kernel k is normalised as
+in pydensecrf: k_ij / sqrt(sum_j k_ij * sum_i k_ij).
 """
 
 from __future__ import annotations

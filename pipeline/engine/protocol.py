@@ -24,7 +24,7 @@ class EngineSpec:
     precision: Precision = "auto"
     """``auto`` is fp32, the only one whose labels are the reference."""
     threads: int = 1
-    """Threads within one operation on the CPU."""
+    """Windows at once on the CPU, each in a thread of its own."""
 
     def __post_init__(self) -> None:
         for name, value, choices in (("device", self.device, Device), ("precision", self.precision, Precision)):
@@ -39,7 +39,7 @@ class Engine(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Windows that `predict` takes at once; fewer are padded, so that the shape and with it the rounding never change."""
+        """The most windows that `predict` takes at once. Its answer for a window never depends on how many there are."""
 
     @property
     def device(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,31 +19,36 @@ if TYPE_CHECKING:
     from pipeline.network.deeplab import DeepLab
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BATCH_SIZES = {"cpu": 1, "cuda": 4}
-"""On the CPU a window of 1024 px fills the caches by itself; a larger batch only costs memory."""
+_CUDA_BATCH = 4
+"""Windows of one CUDA call; fewer are padded, so that the shape, the algorithm and the rounding are always the same."""
 
 
 class TorchEngine:
-    """One network on one device."""
+    """One network on one device.
+
+    On the CPU every window runs in a thread of its own, with one thread per operation: oneDNN splits sums differently for another
+    number of threads, and the labels would depend on the machine's cores in the last bit.
+    """
 
     def __init__(self, network: DeepLab, spec: EngineSpec) -> None:
         self._device = choose_device(spec)
         self._dtype = _DTYPES["fp32" if spec.precision == "auto" else spec.precision]
-        if self._device.type == "cpu":
-            torch.set_num_threads(spec.threads)
-        else:  # the same algorithm on every call, or the same window would get other bytes
-            torch.backends.cudnn.benchmark = False
-            torch.backends.cudnn.deterministic = True
-            torch.backends.cudnn.allow_tf32 = False
+        self._batch_size = batch_size(spec)
         self._network = fold_batch_norm(network.eval()).to(self._device)
         for parameter in self._network.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        if self._device.type == "cpu":
+            self._threads = ThreadPoolExecutor(self._batch_size, initializer=torch.set_num_threads, initargs=(1,))
+        else:  # the same algorithm on every call, or the same window would get other bytes
+            torch.backends.cudnn.benchmark = False
+            torch.backends.cudnn.deterministic = True
+            torch.backends.cudnn.allow_tf32 = False
 
     @property
     def batch_size(self) -> int:
-        """Windows per call: 1 on the CPU, 4 on CUDA."""
-        return BATCH_SIZES[self._device.type]
+        """Windows per call: one per thread on the CPU, 4 on CUDA."""
+        return self._batch_size
 
     @property
     def device(self) -> str:
@@ -51,14 +57,17 @@ class TorchEngine:
 
     def predict(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return (n, classes, height, width) float32 probabilities of (n, bands, height, width) float32 windows."""
+        if self._device.type == "cpu":
+            return np.concatenate(list(self._threads.map(self._forward, batch[:, np.newaxis])))
         n = batch.shape[0]
-        if n < self.batch_size:
-            padding = np.zeros((self.batch_size - n, *batch.shape[1:]), np.float32)
-            batch = np.concatenate([batch, padding])
+        padding = np.zeros((self._batch_size - n, *batch.shape[1:]), np.float32)
+        return self._forward(np.concatenate([batch, padding]))[:n]
+
+    def _forward(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode(), self._autocast():
             windows = torch.from_numpy(batch).to(self._device, memory_format=torch.channels_last)
             probabilities = torch.softmax(self._network(windows).float(), dim=1)
-            result: NDArray[np.float32] = probabilities[:n].cpu().contiguous().numpy()
+            result: NDArray[np.float32] = probabilities.cpu().contiguous().numpy()
         return result
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
@@ -80,4 +89,4 @@ def choose_device(spec: EngineSpec) -> torch.device:
 
 def batch_size(spec: EngineSpec) -> int:
     """Return the windows per call that an engine of ``spec`` would have here, without loading anything."""
-    return BATCH_SIZES[choose_device(spec).type]
+    return spec.threads if choose_device(spec).type == "cpu" else _CUDA_BATCH
