@@ -1,0 +1,43 @@
+"""The plan's memory bound against the peak that the operating system saw, on a scene and on one ten times as long."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+GRID = ["--window", "256", "--overlap", "32", "--block", "512", "--chunk", "256"]
+RUN = ["--cluster", "serial", "--threads", "1"]
+
+
+def peak_bytes(scene: Path, model: Path, out: Path) -> int:
+    """Segment in a process of its own and return its peak resident memory, bytes."""
+    words = [sys.executable, "-m", "cli", "segment", str(scene), str(out), "--model", str(model), *GRID, *RUN, "-q"]
+    process = subprocess.Popen(words)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
+
+
+def bound_bytes(scene: Path, model: Path) -> int:
+    words = [sys.executable, "-m", "cli", "plan", str(scene), "--model", str(model), *GRID, *RUN, "--json"]
+    plan = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
+    return int(plan["memory"]["bytes_per_worker"])
+
+
+def test_the_peak_is_flat_and_below_the_bound_by_less_than_a_factor_of_two(
+    raster: Callable[..., Path], tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = tiny_model()
+    scenes = [raster(height=height, width=1024, name=f"{height}.tif") for height in (512, 5120)]
+    peaks = [peak_bytes(scene, model, tmp_path / f"{scene.stem}.zarr") for scene in scenes]
+    bounds = [bound_bytes(scene, model) for scene in scenes]
+    assert abs(peaks[1] - peaks[0]) < 0.15 * peaks[0]
+    assert bounds[0] == bounds[1]
+    assert max(peaks) < bounds[0] < 2 * min(peaks)
