@@ -103,7 +103,8 @@ def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, batch_size: 
         ),
     ]
     if spec.crf is not None:
-        tile_px = min((spec.crf.tile_px + 2 * spec.crf.halo_px) ** 2, scene.height * scene.width)
+        side_px = spec.crf.tile_px + 2 * spec.crf.halo_px
+        tile_px = min(side_px, scene.height) * min(side_px, scene.width)
         terms += [
             MemoryTerm(name="refined probabilities", n_bytes=write * 4 * n_classes, knob=smaller_block),
             MemoryTerm(

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline.blend import Blender
 from pipeline.crf import pydensecrf
+from pipeline.errors import BlockError
 from pipeline.grid import Blocks, Lattice
 from pipeline.labels import label, quantise
 from pipeline.normalise import normalise
@@ -111,6 +112,7 @@ def predict(tile: Tile, windows: BlockWindows, *, engine: Engine, model: ModelSp
     while batch := list(itertools.islice(seen, engine.batch_size)):
         pixels = [normalise(tile, lattice.window(index), stretch=spec.stretch, model=model) for index in batch]
         for index, probabilities in zip(batch, engine.predict(np.stack(pixels)), strict=True):
+            _check_finite(probabilities, lattice.window(index))
             blender.add(index, probabilities)
     return blender.result()
 
@@ -146,6 +148,15 @@ def network_lattice(shape: tuple[int, int], spec: SegmentSpec) -> Lattice:
 def crf_lattice(shape: tuple[int, int], crf: CrfSpec) -> Lattice:
     """Return the partition into CRF tiles of a scene of ``shape`` (height, width)."""
     return Lattice(shape=shape, size_px=crf.tile_px, step_px=crf.tile_px)
+
+
+def _check_finite(probabilities: NDArray[np.float32], window: Window) -> None:
+    """Raise BlockError where the network overflowed: argmax would make a class of NaN."""
+    if not np.isfinite(probabilities).all():
+        raise BlockError(
+            f"the network gave values that are no numbers in {window}; finite probabilities were expected: use --precision fp32, and "
+            "check the scene for values far outside the model's range (--stretch)"
+        )
 
 
 def _with_halo(core: Window, crf: CrfSpec, shape: tuple[int, int]) -> Window:

@@ -189,7 +189,7 @@ def read_array(path: Path, name: str, window: Window, *, level: int = 0) -> NDAr
     except (OSError, ValueError, RuntimeError) as error:
         raise StoreError(
             f"{level}/{name} in {path} is damaged within {window} ({error}); "
-            "`atrous verify` names the chunks, `atrous resume` writes them again"
+            "remove the damaged file and run `atrous resume`, which writes missing chunks again"
         ) from error
 
 

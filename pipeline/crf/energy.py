@@ -41,6 +41,8 @@ class CrfSpec:
     """Side of the tiles of the CRF's own lattice, px, without halo."""
 
     def __post_init__(self) -> None:
+        for name in ("theta_alpha", "theta_beta", "theta_gamma", "w_appearance", "w_smoothness"):
+            object.__setattr__(self, name, float(getattr(self, name)))  # 67 and 67.0 are one energy, and one fingerprint
         for name in ("theta_alpha", "theta_beta", "theta_gamma"):
             if not (math.isfinite(value := getattr(self, name)) and value > 0):
                 raise SpecError(f"{name} = {value} was asked for; it must be a finite number above 0")

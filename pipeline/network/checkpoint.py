@@ -134,13 +134,11 @@ def _explain_unreadable(path: Path, error: Exception) -> str:
         start = file.read(4)
     if start.startswith(_PICKLE_STARTS):
         return (
-            f"{path} is a pickle (.pt, .pth), which is refused because loading one can run code; a "
-            ".safetensors file "
-            "is expected: convert it with 'atrous models import'"
+            f"{path} is a pickle (.pt, .pth), which is refused because loading one can run code; a .safetensors file that "
+            "'atrous train' or pipeline.network.checkpoint.save_checkpoint wrote is expected"
         )
     return (
-        f"{path} ({path.stat().st_size} bytes) is not a complete .safetensors file ({error}); it is damaged, "
-        "truncated or of "
+        f"{path} ({path.stat().st_size} bytes) is not a complete .safetensors file ({error}); it is damaged, truncated or of "
         "another format: copy or download it again"
     )
 
@@ -148,9 +146,8 @@ def _explain_unreadable(path: Path, error: Exception) -> str:
 def _parse_header(path: Path, metadata: dict[str, str]) -> ModelSpec:
     if _HEADER_KEY not in metadata:
         raise WeightsError(
-            f"{path} holds tensors and no description of a model ({_HEADER_KEY!r} is missing from its "
-            "header), so "
-            "classes and normalisation are unknown; bring it in with 'atrous models import'"
+            f"{path} holds tensors and no description of a model ({_HEADER_KEY!r} is missing from its header), so classes and "
+            "normalisation are unknown; write it with pipeline.network.checkpoint.save_checkpoint"
         )
     try:
         header: dict[str, Any] = json.loads(metadata[_HEADER_KEY])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.network.spec import NetworkSpec
 
 
+@cache
 def peak_activation_bytes(spec: NetworkSpec, *, window_px: int) -> int:
     """Return the largest sum of tensors alive at once in one forward pass over one window in float32, bytes.
 

@@ -1,0 +1,176 @@
+"""The weighted mean over windows against sums written out by hand, and its independence of the target."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.blend import Blender, axis_weights, check_grid
+from pipeline.errors import SpecError
+from pipeline.grid import Lattice
+from pipeline.spec import GridSpec
+from pipeline.window import Window
+
+
+@st.composite
+def lattices(draw, *, most_overlap=1.0):
+    size = draw(st.integers(2, 20))
+    overlap = draw(st.integers(0, min(size - 1, int(size * most_overlap))))
+    shape = draw(st.tuples(st.integers(1, 45), st.integers(1, 45)))
+    return Lattice(shape=shape, size_px=size, step_px=size - overlap)
+
+
+blends = st.sampled_from(["taper", "exact"])
+
+
+def probabilities_of(lattice, *, n_classes=3):
+    """Return random probabilities per window, of very different sizes, so that another order of summation shows."""
+    rng = np.random.default_rng(lattice.size_px * 1000 + lattice.shape[0])
+    found = {}
+    for index in lattice.touching(Window.of_shape(lattice.shape)):
+        raw = rng.uniform(0, 1, (n_classes, lattice.size_px, lattice.size_px)) ** 6 + 1e-9
+        found[index] = (raw / raw.sum(axis=0)).astype(np.float32)
+    return found
+
+
+def blended(target, lattice, blend, windows):
+    blender = Blender(target, lattice, n_classes=3, blend=blend)
+    for index in lattice.touching(target):
+        blender.add(index, windows[index])
+    return blender.result()
+
+
+def weight_sum(lattice, blend, *, axis):
+    count = (lattice.n_rows, lattice.n_cols)[axis]
+    total = np.zeros(lattice.extent[axis])
+    for index in range(count):
+        start = index * lattice.step_px
+        total[start : start + lattice.size_px] += axis_weights(lattice, index, n=count, blend=blend)
+    return total
+
+
+@given(lattices(most_overlap=0.5))
+def test_taper_weights_of_neighbours_add_up_to_one_between_the_outer_windows(lattice):
+    for axis in (0, 1):
+        overlap = lattice.size_px - lattice.step_px
+        inner = weight_sum(lattice, "taper", axis=axis)[overlap : lattice.extent[axis] - overlap]
+        np.testing.assert_allclose(inner, 1, atol=1e-6)
+
+
+@given(lattices())
+def test_exact_takes_each_pixel_from_exactly_one_window(lattice):
+    for axis in (0, 1):
+        np.testing.assert_array_equal(weight_sum(lattice, "exact", axis=axis), 1)
+
+
+@given(lattices(), blends)
+def test_every_pixel_of_the_scene_has_a_weight_above_0(lattice, blend):
+    assert weight_sum(lattice, blend, axis=0).min() > 0
+
+
+def test_taper_weights_are_those_one_writes_down_by_hand():
+    lattice = Lattice(shape=(20, 20), size_px=8, step_px=4)
+    expected = [0.125, 0.375, 0.625, 0.875, 0.875, 0.625, 0.375, 0.125]
+    np.testing.assert_array_equal(axis_weights(lattice, 1, n=4, blend="taper"), expected)
+
+
+def test_exact_cuts_in_the_middle_of_an_odd_overlap_too():
+    lattice = Lattice(shape=(20, 20), size_px=8, step_px=5)
+    cuts = [axis_weights(lattice, index, n=4, blend="exact").astype(int).tolist() for index in range(4)]
+    assert cuts == [[1, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1]]
+
+
+@given(lattices(), blends)
+def test_equal_windows_blend_to_themselves(lattice, blend):
+    target = Window.of_shape(lattice.shape)
+    constant = np.array([0.7, 0.2, 0.1], np.float32)
+    windows = dict.fromkeys(lattice.touching(target), np.tile(constant[:, None, None], (1, lattice.size_px, lattice.size_px)))
+    result = blended(target, lattice, blend, windows)
+    np.testing.assert_allclose(result, np.broadcast_to(constant[:, None, None], result.shape), atol=1e-6)
+
+
+@given(lattices(), blends)
+def test_the_result_is_the_weighted_mean_of_the_windows(lattice, blend):
+    target, windows = Window.of_shape(lattice.shape), probabilities_of(lattice)
+    top, bottom = np.zeros((3, *lattice.extent)), np.zeros(lattice.extent)
+    overlap = lattice.size_px - lattice.step_px
+    for (row, col), values in windows.items():
+        weight = np.ones((lattice.size_px, lattice.size_px))
+        for i in range(lattice.size_px):
+            for j in range(lattice.size_px):
+                for position, index, count in ((i, row, lattice.n_rows), (j, col, lattice.n_cols)):
+                    distance = min(position + 0.5, lattice.size_px - position - 0.5)
+                    if blend == "taper":
+                        weight[i, j] *= min(1.0, distance / overlap) if overlap else 1.0
+                    else:
+                        owner = min(max(position + index * lattice.step_px - overlap // 2, 0) // lattice.step_px, count - 1)
+                        weight[i, j] *= owner == index
+        place = (slice(row * lattice.step_px, row * lattice.step_px + lattice.size_px),)
+        place += (slice(col * lattice.step_px, col * lattice.step_px + lattice.size_px),)
+        top[:, *place] += values * weight
+        bottom[place] += weight
+    expected = (top / bottom)[:, : lattice.shape[0], : lattice.shape[1]]
+    result = blended(target, lattice, blend, windows)
+    np.testing.assert_allclose(result, expected, atol=2e-6)
+    np.testing.assert_allclose(result.sum(axis=0), 1, atol=1e-5)
+
+
+@settings(max_examples=200)
+@given(lattices(), blends, st.data())
+def test_a_part_of_the_scene_gets_the_bytes_that_the_whole_scene_gets(lattice, blend, data):
+    windows = probabilities_of(lattice)
+    whole = blended(Window.of_shape(lattice.shape), lattice, blend, windows)
+    row = data.draw(st.integers(0, lattice.shape[0] - 1))
+    col = data.draw(st.integers(0, lattice.shape[1] - 1))
+    part = Window.from_bounds(
+        rows=(row, data.draw(st.integers(row + 1, lattice.shape[0]))),
+        cols=(col, data.draw(st.integers(col + 1, lattice.shape[1]))),
+    )
+    assert blended(part, lattice, blend, windows).tobytes() == whole[:, *part.to_slices()].tobytes()
+
+
+def test_a_window_beside_the_target_changes_nothing():
+    lattice = Lattice(shape=(8, 40), size_px=8, step_px=6)
+    blender = Blender(Window(row_off=0, col_off=0, height=8, width=6), lattice, n_classes=2, blend="taper")
+    blender.add((0, 3), np.ones((2, 8, 8), np.float32))
+    assert not blender.result().any()
+
+
+@pytest.mark.parametrize("blend", ["taper", "exact"])
+def test_pixels_without_a_window_are_0(blend):
+    lattice = Lattice(shape=(8, 14), size_px=8, step_px=6)
+    blender = Blender(Window.of_shape((8, 14)), lattice, n_classes=2, blend=blend)
+    blender.add((0, 0), np.full((2, 8, 8), 0.5, np.float32))
+    result = blender.result()
+    np.testing.assert_array_equal(result[:, :, :6], 0.5)
+    np.testing.assert_array_equal(result[:, :, 8:], 0)
+
+
+# --- what the network can run on
+
+
+@pytest.mark.parametrize(
+    ("window", "overlap", "stride"),
+    [pytest.param(72, 16, 16, id="window"), pytest.param(64, 24, 16, id="overlap"), pytest.param(68, 20, 8, id="stride 8")],
+)
+def test_windows_off_the_output_stride_are_refused(window, overlap, stride):
+    grid = GridSpec(window_px=window, overlap_px=overlap)
+    with pytest.raises(SpecError, match=f"{window} px with an overlap of {overlap} px.*multiples of {stride}"):
+        check_grid(grid, output_stride=stride, margin_px=32)
+
+
+@pytest.mark.parametrize("margin", [None, 4000])
+def test_taper_runs_with_any_margin(margin):
+    check_grid(GridSpec(window_px=64, overlap_px=16), output_stride=16, margin_px=margin)
+
+
+def test_exact_is_refused_with_image_pooling():
+    with pytest.raises(SpecError, match=r"image-level pooling.*--blend taper"):
+        check_grid(GridSpec(window_px=64, overlap_px=32, blend="exact"), output_stride=16, margin_px=None)
+
+
+def test_exact_needs_twice_the_margin_and_says_what_to_type():
+    with pytest.raises(SpecError, match=r"sees 320 px.*--overlap 640.*for example 1280"):
+        check_grid(GridSpec(window_px=1024, overlap_px=624, blend="exact"), output_stride=16, margin_px=320)
+    check_grid(GridSpec(window_px=1024, overlap_px=640, blend="exact"), output_stride=16, margin_px=320)
+    check_grid(GridSpec(window_px=1280, overlap_px=640, blend="exact"), output_stride=16, margin_px=320)

@@ -1,0 +1,158 @@
+"""The bound of a worker's memory: every term holds for every block, names its knob, and does not grow with the scene."""
+
+import dataclasses
+
+import pytest
+from factories import tiny_model_spec
+
+from pipeline.crf.energy import CrfSpec
+from pipeline.errors import MemoryBudgetError
+from pipeline.georef import Georef
+from pipeline.grid import Blocks
+from pipeline.memory import MemoryBound, MemoryTerm, bound
+from pipeline.scene import SceneInfo, SceneSpec
+from pipeline.segment import locate
+from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
+from pipeline.stretch import Stretch
+
+MODEL = tiny_model_spec(n_classes=5)
+
+
+def scene_of(height, width, *, dtype="uint16"):
+    return SceneInfo(
+        driver="GTiff",
+        height=height,
+        width=width,
+        n_bands=3,
+        dtype=dtype,
+        nodata=None,
+        mask_kind="none",
+        georef=Georef(crs_wkt=None, transform=None),
+        block_shape=(256, 256),
+        random_access=True,
+        band_names=("1", "2", "3"),
+    )
+
+
+def spec_of(*, block=1024, window=256, overlap=64, crf=None, probabilities=False):
+    return SegmentSpec(
+        scene=SceneSpec(uri="a.tif", bands=(1, 2, 3)),
+        model_path="m",
+        model_sha256="0" * 64,
+        stretch=Stretch.identity(3),
+        grid=GridSpec(window_px=window, overlap_px=overlap, block_px=block),
+        crf=crf,
+        output=OutputSpec(chunk_px=64, probabilities=probabilities),
+    )
+
+
+def terms_of(spec, scene, *, batch_size=1):
+    return {term.name: term.n_bytes for term in bound(spec, scene, MODEL, batch_size=batch_size).terms}
+
+
+CRF = CrfSpec(theta_alpha=20.0, tile_px=200)
+
+
+@pytest.mark.parametrize("crf", [None, CRF])
+@pytest.mark.parametrize(("block", "window", "overlap"), [(1024, 256, 64), (320, 256, 64), (64, 256, 16), (448, 128, 0)])
+def test_no_block_needs_more_than_the_bound_says(block, window, overlap, crf):
+    spec, scene = spec_of(block=block, window=window, overlap=overlap, crf=crf), scene_of(4001, 3003)
+    terms = terms_of(spec, scene)
+    for index in list(Blocks(shape=scene.shape, block_px=block))[:: max(1, block // 64 % 7)]:
+        windows = locate(index, shape=scene.shape, spec=spec)
+        assert windows.read.n_pixels * (3 * 2 + 1) <= terms["pixels read"]
+        assert windows.predict.n_pixels * 4 * (5 + 1) <= terms["block probabilities"]
+        assert windows.write.n_pixels * 2 <= terms["labels and chunks"]
+
+
+def test_the_read_window_is_that_of_the_worst_block_not_of_the_first_ones():
+    """Blocks of 4096 px and windows every 768 px come into the same phase again after three blocks."""
+    spec, scene = spec_of(block=4096, window=1024, overlap=256), scene_of(4096, 40_960)
+    reads = [locate((0, col), shape=scene.shape, spec=spec).read for col in range(10)]
+    assert max(read.width for read in reads) > max(read.width for read in reads[:2])
+    assert terms_of(spec, scene)["pixels read"] >= 2 * max(read.n_pixels for read in reads) * 7
+
+
+@pytest.mark.parametrize("crf", [None, CRF])
+def test_the_bound_does_not_grow_with_the_scene(crf):
+    spec = spec_of(block=512, window=256, overlap=64, crf=crf)
+    one, another = (bound(spec, scene_of(*shape), MODEL, batch_size=1) for shape in [(9_000, 9_000), (200_000, 90_000)])
+    assert one == another
+
+
+def test_a_small_scene_needs_less():
+    spec = spec_of(block=1024, crf=CRF)
+    small, large = terms_of(spec, scene_of(90, 110)), terms_of(spec, scene_of(9000, 9000))
+    assert small["block probabilities"] < large["block probabilities"] / 50
+    assert small["CRF tile"] < large["CRF tile"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        pytest.param({"block": 512}, ["pixels read", "block probabilities", "labels and chunks"], id="block"),
+        pytest.param({"window": 128}, ["network activations", "window probabilities"], id="window"),
+        pytest.param({"crf": dataclasses.replace(CRF, tile_px=100)}, ["CRF tile"], id="CRF tile"),
+        pytest.param({"crf": dataclasses.replace(CRF, theta_alpha=5.0)}, ["CRF tile"], id="theta_alpha"),
+    ],
+)
+def test_each_knob_lowers_its_terms(changes, names):
+    before = terms_of(spec_of(crf=CRF), scene_of(9000, 9000))
+    after = terms_of(spec_of(**{"crf": CRF, **changes}), scene_of(9000, 9000))
+    assert all(after[name] < before[name] for name in names)
+
+
+def test_windows_cost_as_many_times_as_run_at_once():
+    one, four = (terms_of(spec_of(), scene_of(9000, 9000), batch_size=n) for n in (1, 4))
+    for name in ("network activations", "window probabilities"):
+        assert four[name] == pytest.approx(4 * one[name], rel=1e-6)
+    assert four["pixels read"] == one["pixels read"]
+
+
+def test_wider_pixels_and_kept_probabilities_cost_more():
+    assert terms_of(spec_of(), scene_of(9000, 9000, dtype="float64"))["pixels read"] == pytest.approx(
+        terms_of(spec_of(), scene_of(9000, 9000, dtype="uint8"))["pixels read"] * 25 / 4
+    )
+    kept = terms_of(spec_of(probabilities=True), scene_of(9000, 9000))["labels and chunks"]
+    assert kept >= terms_of(spec_of(), scene_of(9000, 9000))["labels and chunks"] + 1024 * 1024 * 5
+
+
+def test_the_crf_has_terms_of_its_own():
+    without, with_crf = terms_of(spec_of(), scene_of(9000, 9000)), terms_of(spec_of(crf=CRF), scene_of(9000, 9000))
+    assert with_crf.keys() - without.keys() == {"CRF tile", "refined probabilities"}
+
+
+def test_the_total_is_the_sum_and_the_largest_comes_first():
+    found = bound(spec_of(crf=CRF), scene_of(9000, 9000), MODEL, batch_size=2)
+    sizes = [term.n_bytes for term in found.terms]
+    assert found.total_bytes == sum(sizes)
+    assert sizes == sorted(sizes, reverse=True)
+    assert min(sizes) > 0
+
+
+# --- check
+
+GIB = 2**30
+BOUND = MemoryBound(
+    terms=(
+        MemoryTerm(name="process", n_bytes=4 * GIB, knob=""),
+        MemoryTerm(name="pixels read", n_bytes=3 * GIB, knob="use a smaller --block (now 4096)"),
+        MemoryTerm(name="CRF tile", n_bytes=GIB, knob="use a smaller theta_alpha"),
+    )
+)
+
+
+def test_a_block_that_fits_is_let_through():
+    BOUND.check(8 * GIB)
+
+
+def test_a_block_that_does_not_fit_is_refused_with_the_largest_term_that_can_be_changed():
+    with pytest.raises(
+        MemoryBudgetError, match=r"needs 8\.0 GiB.*has 8\.0 GiB.*pixels read with 3\.00 GiB: use a smaller --block"
+    ):
+        BOUND.check(8 * GIB - 1)
+
+
+def test_a_real_bound_names_a_knob_too():
+    with pytest.raises(MemoryBudgetError, match=r"use a smaller --(block|window) \(now \d+\)"):
+        bound(spec_of(), scene_of(9000, 9000), MODEL, batch_size=1).check(100 * 2**20)
