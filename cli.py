@@ -172,7 +172,7 @@ _execution_options = _stack(
     click.option("--cluster", type=click.Choice(["local", "cuda", "serial"]), default="local", help="What to start otherwise."),
 )
 _report_options = _stack(
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    click.option("--json", is_flag=True, help="Print the result as JSON."),
     click.option("-v", "--verbose", is_flag=True, help="Log more."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no notices."),
     click.option("--progress/--no-progress", default=None, help="Progress bar. [default: on a terminal]"),
@@ -200,7 +200,7 @@ def segment(scene: str, out: Path, **options: Any) -> int:
         return _print_plan(request, options)
     with _view(options) as view:
         summary = run_segment(request, out, _execution(options), view)
-    return _report(summary, as_json=options["as_json"], quiet=options["quiet"])
+    return _report(summary, as_json=options["json"], quiet=options["quiet"])
 
 
 @atrous.command()
@@ -215,18 +215,18 @@ def resume(out: Path, **options: Any) -> int:
 
     with _view(options) as view:
         summary = run_resume(out, _execution(options), view)
-    return _report(summary, as_json=options["as_json"], quiet=options["quiet"])
+    return _report(summary, as_json=options["json"], quiet=options["quiet"])
 
 
 @atrous.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def status(out: Path, *, as_json: bool) -> int:
+@click.option("--json", is_flag=True, help="Print as JSON.")
+def status(out: Path, **options: Any) -> int:
     """Tell how far the run that makes OUT is."""
     from workflows.status import status as read_status  # noqa: PLC0415
 
     now = read_status(out)
-    if as_json:
+    if options["json"]:
         click.echo(json.dumps({**asdict(now), "n_left": now.n_left, "eta_s": now.eta_s}))
     else:
         click.echo("\n".join(_status_lines(now)))
@@ -268,7 +268,7 @@ def export(out: Path, dest: Path, **options: Any) -> int:
         )
     for warning in summary.warnings:
         _say(f"warning: {warning}")
-    click.echo(json.dumps({**asdict(summary), "dest": str(summary.dest)}) if options["as_json"] else str(summary.dest))
+    click.echo(json.dumps({**asdict(summary), "dest": str(summary.dest)}) if options["json"] else str(summary.dest))
     return 0
 
 
@@ -278,13 +278,13 @@ def export(out: Path, dest: Path, **options: Any) -> int:
 def train(config: Path, **options: Any) -> int:
     """Train a DeepLab on the scenes and labels that the TOML file CONFIG lists."""
     from workflows.train import run  # noqa: PLC0415
-    from workflows.training_report import show_event, summary_lines  # noqa: PLC0415
+    from workflows.training_report import show_event, summary_lines, summary_to_dict  # noqa: PLC0415
     from workflows.training_spec import TrainSpec  # noqa: PLC0415
 
     spec = TrainSpec.from_toml(config)
     with _view(options) as view:
         summary = run(spec, lambda event: show_event(event, spec, view))
-    click.echo("\n".join(summary_lines(summary)))
+    click.echo(json.dumps(summary_to_dict(summary)) if options["json"] else "\n".join(summary_lines(summary)))
     return 0
 
 
@@ -304,13 +304,13 @@ def list_models() -> None:
 
 @models.command("info")
 @click.argument("model")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def info(model: str, *, as_json: bool) -> None:
+@click.option("--json", is_flag=True, help="Print as JSON.")
+def info(model: str, **options: Any) -> None:
     """Tell what MODEL is: network, classes, bands, margin, licence, provenance."""
     from workflows.describe_model import describe, description_lines  # noqa: PLC0415
 
     facts = describe(model)
-    click.echo(json.dumps(facts) if as_json else "\n".join(description_lines(facts)))
+    click.echo(json.dumps(facts) if options["json"] else "\n".join(description_lines(facts)))
 
 
 # From options to specs, from results to text
@@ -373,7 +373,7 @@ def _print_plan(request: Any, options: dict[str, Any]) -> int:
     execution = _execution(options)
     made = make_plan(prepare(request), execution.cluster, execution.engine)
     estimate = calibrate(made, execution.engine)
-    if options["as_json"]:
+    if options["json"]:
         click.echo(
             json.dumps({**made.to_dict(), "seconds": {"network": round(estimate.network_s, 1), "crf": round(estimate.crf_s, 1)}})
         )

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Cluster = Literal["local", "cuda", "serial"]
 
+WORKER_TTL_HINT = "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL='30 minutes'"
+"""What a scheduler that is not ours should be told, because pydensecrf holds the GIL."""
+
 _USABLE = 0.8
 """Share of the free memory that workers may plan with."""
 
@@ -84,7 +87,7 @@ class Staffing:
 
 
 def staff(spec: ClusterSpec, *, n_blocks: int, bytes_of: Callable[[int], int]) -> Staffing:
-    """Work out workers and threads for ``n_blocks`` blocks on this machine.
+    """Work out workers and threads for ``n_blocks`` blocks, on this machine or on the cluster of ``spec``.
 
     Parameters
     ----------
@@ -95,6 +98,8 @@ def staff(spec: ClusterSpec, *, n_blocks: int, bytes_of: Callable[[int], int]) -
     bytes_of
         The memory bound of a worker with so many threads, bytes.
     """
+    if spec.scheduler is not None:
+        return staff_of_cluster(spec, spec.scheduler)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     usable = int(_USABLE * min(virtual_memory().available, MEMORY_LIMIT))
     if is_serial(spec, n_blocks=n_blocks):
@@ -129,12 +134,13 @@ def executor_for(spec: ClusterSpec, staffing: Staffing, *, n_blocks: int) -> Ite
             yield DaskExecutor(client)
 
 
-def cluster_limit_bytes(scheduler: str) -> int:
-    """Return the memory per thread of the smallest worker of a running cluster, bytes."""
+def staff_of_cluster(spec: ClusterSpec, scheduler: str) -> Staffing:
+    """Look at the workers of a running cluster: each of their threads works on a block of its own."""
     with _connect(scheduler) as client:
         workers = client.scheduler_info()["workers"].values()
         limits = [int(worker["memory_limit"] or MEMORY_LIMIT) // int(worker["nthreads"]) for worker in workers]
-    return min(limits, default=int(MEMORY_LIMIT))
+        n_threads = sum(int(worker["nthreads"]) for worker in workers)
+    return Staffing(n_workers=max(1, n_threads), threads=spec.threads or 1, limit_bytes=min(limits, default=int(MEMORY_LIMIT)))
 
 
 class _LeaveInterruptToClient(WorkerPlugin):  # type: ignore[misc]

@@ -60,6 +60,11 @@ class DaskExecutor:
         """Address of the cluster's dashboard."""
         return str(self._client.dashboard_link)
 
+    @property
+    def n_workers(self) -> int:
+        """Workers that the scheduler knows now."""
+        return len(self._client.nthreads())
+
     def outcomes(self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool]) -> Iterator[Outcome]:
         """Yield outcomes as blocks end."""
         plugin = JobPlugin(job)
@@ -124,4 +129,4 @@ class DaskExecutor:
         return tries < MAX_ATTEMPTS and not failure_of(index, error, attempts=tries).fatal
 
     def _width(self) -> int:
-        return _IN_FLIGHT_PER_WORKER * max(1, len(self._client.nthreads()))
+        return _IN_FLIGHT_PER_WORKER * max(1, self.n_workers)

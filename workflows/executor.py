@@ -32,6 +32,10 @@ class Executor(Protocol):
     def dashboard(self) -> str | None:
         """Address of a page that shows the work, if there is one."""
 
+    @property
+    def n_workers(self) -> int:
+        """Processes that work now."""
+
     def outcomes(self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool]) -> Iterator[Outcome]:
         """Yield the outcome of every block; after ``stop()`` is true, begin no new one and finish those begun."""
 
@@ -43,6 +47,11 @@ class SerialExecutor:
     def dashboard(self) -> str | None:
         """None: there is no dashboard."""
         return None
+
+    @property
+    def n_workers(self) -> int:
+        """One: this process."""
+        return 1
 
     def outcomes(self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool]) -> Iterator[Outcome]:
         """Yield the outcomes in the order of ``blocks``."""

@@ -18,7 +18,7 @@ from pipeline.grid import Blocks
 from pipeline.network.checkpoint import load_network
 from pipeline.segment import locate
 from pipeline.staging import needs_staging
-from workflows.cluster import ClusterSpec, Staffing, cluster_limit_bytes, staff
+from workflows.cluster import ClusterSpec, Staffing, staff
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,7 +117,7 @@ def make_plan(prepared: Prepared, cluster: ClusterSpec, engine: EngineSpec, *, n
 
     staffing = staff(cluster, n_blocks=left, bytes_of=lambda threads: bound_of(threads).total_bytes)
     bound = bound_of(staffing.threads)
-    bound.check(staffing.limit_bytes if cluster.scheduler is None else cluster_limit_bytes(cluster.scheduler))
+    bound.check(staffing.limit_bytes)
     n_windows, n_crf_pixels = _count(blocks, prepared)
     return Plan(
         prepared=prepared,

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 FORMAT = 1
+_LOOK_S = 0.2
 _MISSING = "(absent)"
 
 
@@ -136,7 +138,7 @@ def locked(paths: RunPaths) -> Iterator[None]:
         raise StoreError(f"the folder {paths.folder} cannot be written: {cause}") from cause
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError as cause:
             file.seek(0)
             raise LockedError(
@@ -146,6 +148,15 @@ def locked(paths: RunPaths) -> Iterator[None]:
             raise StoreError(f"{paths.lock} cannot be locked: {cause}; choose a file system that can lock files") from cause
         _sign(file)
         yield
+
+
+def _lock(file: TextIO) -> None:
+    """Take the lock; a ``status`` that looks at it holds it for a moment, so one refusal is not believed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(_LOOK_S)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _sign(file: TextIO) -> None:

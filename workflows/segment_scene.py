@@ -24,7 +24,7 @@ from pipeline.scene import SceneSpec
 from pipeline.spec import SegmentSpec
 from pipeline.staging import needs_staging, stage
 from pipeline.store import StoreLayout, check_receipt, create_store, is_store, remove_partials, remove_store
-from workflows.cluster import ClusterSpec, executor_for
+from workflows.cluster import WORKER_TTL_HINT, ClusterSpec, executor_for
 from workflows.events import BlockFailure, BlockReceipt, Listener, Notice, RunStarted, Staging, ignore
 from workflows.failures import write_failures
 from workflows.fingerprint import hard_fields, soft_fields
@@ -175,18 +175,20 @@ class _Run:
         plan = make_plan(self._prepared, execution.cluster, execution.engine, n_blocks_left=len(left))
         engine = dataclasses.replace(execution.engine, threads=plan.staffing.threads)
         job = BlockJob(
-            spec=self._prepared.spec,
+            spec=with_absolute_paths(self._prepared.spec),
             engine=engine,
             source=self._source(),
             out=str(self._paths.out),
             run_id=self._record.run_id,
         )
+        if execution.cluster.scheduler is not None and self._prepared.spec.crf is not None:
+            self._listen(Notice(text=f"the CRF can keep a worker silent for minutes: start the scheduler with {WORKER_TTL_HINT}"))
         with (
             stop_on_signal(self._announce_stop) as stop,
             Journal(self._paths.journal, run_id=self._record.run_id) as journal,
             executor_for(execution.cluster, plan.staffing, n_blocks=len(left)) as executor,
         ):
-            self._announce_start(plan, left, executor.dashboard)
+            self._announce_start(plan, left, dashboard=executor.dashboard, n_workers=executor.n_workers)
             fatal: list[BlockFailure] = []
             for outcome in executor.outcomes(job, left, lambda: stop.is_set() or bool(fatal)):
                 if isinstance(outcome, BlockFailure) and outcome.fatal:
@@ -215,14 +217,14 @@ class _Run:
             return absolute
         return stage(absolute, self._paths.scratch, lambda done, total: self._listen(Staging(done=done, total=total)))
 
-    def _announce_start(self, plan: Plan, left: list[BlockIndex], dashboard: str | None) -> None:
+    def _announce_start(self, plan: Plan, left: list[BlockIndex], *, dashboard: str | None, n_workers: int) -> None:
         blocks = Blocks(shape=self._prepared.scene.shape, block_px=self._prepared.spec.grid.block_px)
         self._listen(
             RunStarted(
                 n_blocks=plan.n_blocks,
                 n_finished=len(self._finished),
                 pixels_left=sum(blocks.window(index).n_pixels for index in left),
-                n_workers=plan.staffing.n_workers,
+                n_workers=n_workers,
                 dashboard=dashboard,
             )
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workflows.train import SceneMeasured, StepDone, TrainSummary
 
@@ -28,6 +28,18 @@ def summary_lines(summary: TrainSummary) -> list[str]:
     classes = summary.metrics[0].classes
     header = f"{'IoU on':<12}" + "".join(f"{name:>12}" for name in (*classes, "mean"))
     return [header, *(_row(metrics) for metrics in summary.metrics), str(summary.checkpoint)]
+
+
+def summary_to_dict(summary: TrainSummary) -> dict[str, Any]:
+    """Return the summary as JSON-able values."""
+    return {
+        "checkpoint": str(summary.checkpoint),
+        "metrics_csv": str(summary.metrics_csv),
+        "metrics": {metrics.scene: metrics.to_dict() for metrics in summary.metrics},
+        "n_steps": summary.n_steps,
+        "final_loss": summary.final_loss,
+        "seconds": summary.elapsed_s,
+    }
 
 
 def _row(metrics: SceneMetrics) -> str:

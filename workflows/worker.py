@@ -21,6 +21,7 @@ from pipeline.engine.torch_engine import TorchEngine
 from pipeline.errors import BlockError, WeightsError
 from pipeline.grid import Blocks
 from pipeline.network.checkpoint import file_sha256, load_network
+from pipeline.network.models import resolve_model
 from pipeline.scene import Scene, SceneSpec, open_scene
 from pipeline.segment import segment_block
 from pipeline.spec import SegmentSpec, json_digest
@@ -88,13 +89,14 @@ def load_engine(path: str, sha256: str, engine: EngineSpec) -> tuple[Engine, Mod
 
 
 @lru_cache(maxsize=1)
-def _load_engine(path: str, sha256: str, engine: EngineSpec) -> tuple[Engine, ModelSpec]:
-    if (found := file_sha256(Path(path))) != sha256:
+def _load_engine(given: str, sha256: str, engine: EngineSpec) -> tuple[Engine, ModelSpec]:
+    path = Path(given) if Path(given).is_file() else resolve_model(Path(given).stem)  # a shipped model, installed elsewhere
+    if (found := file_sha256(path)) != sha256:
         raise WeightsError(
             f"the model {path} has SHA-256 {found[:12]}… on this machine; the run was planned with {sha256[:12]}…: "
             "make the same file available to all workers"
         )
-    model, network = load_network(Path(path))
+    model, network = load_network(path)
     return TorchEngine(network, engine), model
 
 

@@ -39,5 +39,5 @@ def test_the_peak_is_flat_and_below_the_bound_by_less_than_a_factor_of_two(
     peaks = [peak_bytes(scene, model, tmp_path / f"{scene.stem}.zarr") for scene in scenes]
     bounds = [bound_bytes(scene, model) for scene in scenes]
     assert abs(peaks[1] - peaks[0]) < 0.15 * peaks[0]
-    assert bounds[0] == bounds[1]
+    assert bounds[1] == pytest.approx(bounds[0], rel=0.01)  # inner blocks touch a window more than the first ones
     assert max(peaks) < bounds[0] < 2 * min(peaks)

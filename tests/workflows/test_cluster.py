@@ -1,0 +1,145 @@
+"""Workers, threads and memory follow from cores, free memory and blocks; a scheduler that is not there is said to be so."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.errors import MissingDependencyError, SpecError
+from workflows import cluster
+from workflows.cluster import ClusterSpec, executor_for, is_serial, staff
+from workflows.executor import SerialExecutor
+
+GIB = 2**30
+
+
+def one_gib(_threads: int) -> int:
+    return GIB
+
+
+class Memory:
+    available = 100 * GIB
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Return ``set(cores, gib)``: 80 % of the free memory may be planned with."""
+
+    def pretend(cores: int, gib: float) -> None:
+        memory = Memory()
+        memory.available = int(gib * GIB)
+        monkeypatch.setattr(cluster, "virtual_memory", lambda: memory)
+        monkeypatch.setattr(cluster, "MEMORY_LIMIT", 1000 * GIB)
+        monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda _pid: set(range(cores)))
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("spec", "cores", "gib", "n_blocks", "expected"),
+    [
+        pytest.param({}, 8, 100, 100, (8, 1, 10), id="one process per core"),
+        pytest.param({}, 8, 100, 3, (3, 2, 26.66), id="no more processes than blocks"),
+        pytest.param({}, 8, 5, 100, (4, 2, 1), id="as many as fit into memory"),
+        pytest.param({}, 8, 0.5, 100, (1, 1, 0.4), id="at least one, also where none fits"),
+        pytest.param({}, 8, 100, 1, (1, 8, 80), id="a single block gets the machine"),
+        pytest.param({}, 8, 100, 0, (1, 8, 80), id="no block left"),
+        pytest.param({"cluster": "serial"}, 8, 100, 100, (1, 8, 80), id="serial"),
+        pytest.param({"cluster": "serial", "n_workers": 5}, 8, 100, 100, (1, 8, 80), id="serial ignores workers"),
+        pytest.param({"cluster": "serial", "threads": 2}, 8, 100, 100, (1, 2, 80), id="serial with threads"),
+        pytest.param({"n_workers": 2}, 8, 100, 100, (2, 4, 40), id="as asked"),
+        pytest.param({"n_workers": 16}, 8, 100, 100, (16, 1, 5), id="more workers than cores"),
+        pytest.param({"threads": 3}, 8, 100, 100, (8, 3, 10), id="threads as asked"),
+    ],
+)
+def test_staff(machine, spec, cores, gib, n_blocks, expected):
+    machine(cores, gib)
+    found = staff(ClusterSpec(**spec), n_blocks=n_blocks, bytes_of=one_gib)
+    assert (found.n_workers, found.threads) == expected[:2]
+    assert found.limit_bytes / GIB == pytest.approx(expected[2], abs=0.01)
+
+
+def test_the_limit_of_a_container_counts(machine, monkeypatch):
+    machine(8, 100)
+    monkeypatch.setattr(cluster, "MEMORY_LIMIT", 10 * GIB)
+    assert staff(ClusterSpec(), n_blocks=100, bytes_of=lambda _threads: 4 * GIB).n_workers == 2
+
+
+def test_processes_never_need_more_than_there_is(machine):
+    for gib in (2, 3, 7, 50):
+        machine(16, gib)
+        found = staff(ClusterSpec(), n_blocks=99, bytes_of=one_gib)
+        assert found.limit_bytes >= GIB
+        assert found.n_workers * found.limit_bytes <= 0.8 * gib * GIB
+
+
+@pytest.mark.parametrize(("spec", "threads"), [({}, 3), ({"threads": 8}, 8)], ids=["by itself", "as asked"])
+def test_threads_are_as_many_as_memory_allows(machine, spec, threads):
+    machine(8, 5)
+    found = staff(ClusterSpec(n_workers=1, **spec), n_blocks=9, bytes_of=lambda threads: GIB + threads * GIB)
+    assert found.threads == threads
+
+
+@pytest.mark.parametrize(
+    ("spec", "n_blocks", "expected"),
+    [
+        ({"cluster": "serial"}, 9, True),
+        ({"cluster": "local"}, 1, True),
+        ({"cluster": "local"}, 2, False),
+        ({"cluster": "cuda"}, 1, False),
+        ({"cluster": "serial", "scheduler": "tcp://host:1"}, 9, False),
+        ({"scheduler": "tcp://host:1"}, 1, False),
+    ],
+)
+def test_what_this_process_does_itself(spec, n_blocks, expected):
+    assert is_serial(ClusterSpec(**spec), n_blocks=n_blocks) is expected
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"cluster": "moon"}, "local, cuda, serial"), ({"n_workers": 0}, "n_workers = 0"), ({"threads": -1}, "threads = -1")],
+)
+def test_impossible_wishes_are_refused(given, message):
+    with pytest.raises(SpecError, match=message):
+        ClusterSpec(**given)
+
+
+def test_a_serial_executor_has_no_dashboard(machine):
+    machine(2, 10)
+    spec = ClusterSpec(cluster="serial")
+    with executor_for(spec, staff(spec, n_blocks=5, bytes_of=one_gib), n_blocks=5) as executor:
+        assert isinstance(executor, SerialExecutor)
+        assert executor.dashboard is None
+
+
+def test_cuda_without_dask_cuda_says_what_to_install(machine):
+    pytest.importorskip("distributed")
+    try:
+        import dask_cuda  # noqa: F401
+    except ImportError:
+        machine(2, 10)
+        spec = ClusterSpec(cluster="cuda", n_workers=1)
+        staffing = staff(spec, n_blocks=5, bytes_of=one_gib)
+        with pytest.raises(MissingDependencyError, match="pip install dask-cuda"), executor_for(spec, staffing, n_blocks=5):
+            pass
+    else:
+        pytest.skip("dask-cuda is installed")
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    ["tcp://127.0.0.1:1", "nonsense://127.0.0.1:1", "missing.json", "torn.json", "other.json", "list.json"],
+)
+def test_a_scheduler_that_is_not_there_is_a_spec_error(tmp_path, monkeypatch, scheduler):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cluster, "_CONNECT_TIMEOUT", "300ms")
+    (tmp_path / "torn.json").write_text('{"address": ')
+    (tmp_path / "other.json").write_text(json.dumps({"id": "x"}))
+    (tmp_path / "list.json").write_text("[]")
+    spec = ClusterSpec(scheduler=scheduler)
+    with pytest.raises(SpecError, match=r"no Dask scheduler answers there.*give an address"):
+        staff(spec, n_blocks=5, bytes_of=one_gib)
+    staffing = cluster.Staffing(n_workers=1, threads=1, limit_bytes=GIB)
+    with pytest.raises(SpecError, match="--scheduler"), executor_for(spec, staffing, n_blocks=5):
+        pass

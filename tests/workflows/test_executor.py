@@ -1,0 +1,175 @@
+"""The same faults and the same outcomes, in this process and on a Dask cluster; calls are counted on disk."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import dask.config
+import pytest
+from block_faults import faulty_block, faulty_task
+from distributed import Client, LocalCluster
+
+from pipeline.engine.protocol import EngineSpec
+from pipeline.scene import SceneSpec
+from pipeline.spec import SegmentSpec
+from pipeline.stretch import Stretch
+from workflows import cluster, dask_executor, executor, worker
+from workflows.dask_executor import DaskExecutor
+from workflows.events import BlockFailure, BlockReceipt
+from workflows.executor import MAX_ATTEMPTS, SerialExecutor
+from workflows.worker import BlockJob
+
+BLOCKS = [(row, col) for row in range(3) for col in range(4)]
+runs = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Two worker processes with the settings of real runs, for all tests here."""
+    path = str(Path(__file__).parent)
+    settings = {**cluster._SETTINGS, "distributed.nanny.pre-spawn-environ.PYTHONPATH": path}
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs="CRITICAL",
+            env={"PYTHONPATH": path},
+        ) as local,
+        Client(local) as connected,
+    ):
+        yield connected
+
+
+@pytest.fixture(params=["serial", pytest.param("dask", marks=pytest.mark.cluster)])
+def subject(request, monkeypatch):
+    """Return an executor whose blocks do nothing but fail as they are told."""
+    monkeypatch.setattr(executor, "process_block", faulty_block)
+    if request.param == "serial":
+        return SerialExecutor()
+    monkeypatch.setattr(dask_executor, "run_task", faulty_task)
+    monkeypatch.setattr(dask_executor, "JobPlugin", QuickPlugin)
+    return DaskExecutor(request.getfixturevalue("client"))
+
+
+class QuickPlugin(dask_executor.JobPlugin):
+    """The real plugin, but there is no model to load."""
+
+    def setup(self, worker) -> None:
+        real, dask_executor.load_engine = dask_executor.load_engine, lambda *_: None
+        try:
+            super().setup(worker)
+        finally:
+            dask_executor.load_engine = real
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Return ``build({(row, col): (kind, until call n)})``."""
+
+    def build(faults: dict) -> BlockJob:
+        (tmp_path / "calls").mkdir()
+        (tmp_path / "faults.json").write_text(json.dumps({f"{row}-{col}": fault for (row, col), fault in faults.items()}))
+        spec = SegmentSpec(scene=SceneSpec(uri="scene", bands=(1,)), model_path="m", model_sha256="", stretch=Stretch.identity(1))
+        return BlockJob(spec=spec, engine=EngineSpec(device="cpu"), source=spec.scene, out=str(tmp_path), run_id=f"{next(runs)}")
+
+    return build
+
+
+def calls(job) -> dict:
+    counts = {tuple(map(int, path.name.split("-"))): path.stat().st_size for path in Path(job.out, "calls").iterdir()}
+    return dict(sorted(counts.items()))
+
+
+def run(subject, job, blocks=BLOCKS, stop=lambda: False) -> dict:
+    outcomes = list(subject.outcomes(job, blocks, stop))
+    assert len({outcome.block for outcome in outcomes}) == len(outcomes), "a block has two outcomes"
+    return {outcome.block: outcome for outcome in outcomes}
+
+
+def test_every_block_has_one_outcome_and_one_call(subject, job):
+    made = job({})
+    outcomes = run(subject, made)
+    assert sorted(outcomes) == BLOCKS
+    assert all(isinstance(outcome, BlockReceipt) and outcome.attempt == 1 for outcome in outcomes.values())
+    assert calls(made) == dict.fromkeys(BLOCKS, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "until", "n_calls", "error"),
+    [
+        pytest.param("source", 1, 2, None, id="fails once"),
+        pytest.param("source", MAX_ATTEMPTS - 1, MAX_ATTEMPTS, None, id="succeeds at the last try"),
+        pytest.param("source", 99, MAX_ATTEMPTS, "SourceError: the scene is damaged at (1, 2)", id="fails always"),
+        pytest.param("odd", 99, MAX_ATTEMPTS, "odd (1, 2)", id="fails with an error that cannot be pickled"),
+        pytest.param("store", 99, 1, "StoreError: cannot write: No space left on device", id="cannot write"),
+    ],
+)
+def test_faults(subject, job, kind, until, n_calls, error):
+    made = job({(1, 2): (kind, until)})
+    outcomes = run(subject, made)
+    assert calls(made) == {**dict.fromkeys(BLOCKS, 1), (1, 2): n_calls}
+    others = [outcome for block, outcome in outcomes.items() if block != (1, 2)]
+    assert len(others) == len(BLOCKS) - 1
+    assert all(isinstance(outcome, BlockReceipt) for outcome in others)
+    if error is None:
+        assert outcomes[1, 2].attempt == n_calls
+    else:
+        failure = outcomes[1, 2]
+        assert isinstance(failure, BlockFailure)
+        assert error in failure.error
+        assert "\n" not in failure.error
+        assert (failure.attempts, failure.fatal) == (n_calls, kind == "store")
+
+
+def test_after_stop_no_block_is_begun_and_none_at_work_is_lost(subject, job):
+    made = job({})
+    seen: list = []
+    blocks = [(0, col) for col in range(40)]
+    for outcome in subject.outcomes(made, blocks, lambda: len(seen) >= 3):
+        seen.append(outcome)  # noqa: PERF402  (stop() looks at it)
+    assert 3 <= len(seen) <= 3 + 2 * 2
+    assert calls(made) == dict.fromkeys(sorted(outcome.block for outcome in seen), 1)
+
+
+def test_nothing_to_do_is_done_at_once(subject, job):
+    assert run(subject, job({}), []) == {}
+
+
+def test_a_stop_before_the_start_begins_nothing(subject, job):
+    made = job({})
+    assert run(subject, made, stop=lambda: True) == {}
+    assert calls(made) == {}
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", ["dask"], indirect=True)
+def test_a_block_that_kills_its_worker_harms_no_other(subject, job):
+    made = job({(0, 1): ("die", 99), (2, 0): ("die", 1)})
+    outcomes = run(subject, made)
+    assert sorted(outcomes) == BLOCKS
+    failure = outcomes.pop((0, 1))
+    assert isinstance(failure, BlockFailure)
+    assert "the worker process died" in failure.error
+    assert not failure.fatal
+    assert all(isinstance(outcome, BlockReceipt) for outcome in outcomes.values())
+    assert calls(made)[0, 1] == 4  # two deaths among others, two alone
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("subject", ["dask"], indirect=True)
+def test_runs_that_share_a_cluster_leave_each_other_alone(subject, job, client):
+    made = job({})
+    other = dask_executor.JobPlugin(worker.dataclasses.replace(made, run_id="of somebody else"))
+    client.register_plugin(other)
+    try:
+        run(subject, made)
+        kept = client.run(lambda dask_worker: sorted(name for name in dask_worker.plugins if name.startswith("atrous-")))
+    finally:
+        client.unregister_worker_plugin(other.name)
+    assert set(map(tuple, kept.values())) == {(other.name,)}
