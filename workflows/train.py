@@ -126,8 +126,9 @@ def run(spec: TrainSpec, on_event: Callable[[StepDone | SceneMeasured], None] | 
 
 def read_entries(spec: TrainSpec, entries: tuple[SceneEntry, ...]) -> list[LabelledScene]:
     """Return the scenes of ``entries``; without ``mosaic`` every file that a glob finds is one."""
-    colors = tuple(c.rgb for c in spec.classes) if spec.labels == "colors" else None
-    ignored = tuple(ClassSpec(name="ignored", color=color).rgb for color in spec.ignored_colors)
+    written = spec.label_colors or tuple(one.color for one in spec.classes)
+    colors = _rgb(written) if spec.labels == "colors" else None
+    ignored = _rgb(spec.ignored_colors)
     coding = LabelCoding(colors=colors, ignored_colors=ignored, n_classes=len(spec.classes))
     scenes = []
     for entry in entries:
@@ -147,6 +148,10 @@ def read_entries(spec: TrainSpec, entries: tuple[SceneEntry, ...]) -> list[Label
             ]
     _check_bands(spec, scenes)
     return scenes
+
+
+def _rgb(colors: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
+    return tuple(ClassSpec(name="label", color=color).rgb for color in colors)
 
 
 def _ignore(_: object) -> None:

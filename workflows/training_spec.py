@@ -109,6 +109,8 @@ class TrainSpec:
     """Scenes that the finished model is measured on."""
     labels: LabelKind = "colors"
     """How label rasters are written."""
+    label_colors: tuple[str, ...] = ()
+    """Colours ``#rrggbb`` of the classes in the label rasters, where they are not those that the model shows; empty: the same."""
     ignored_colors: tuple[str, ...] = ()
     """Label colours ``#rrggbb`` that mean "no label"."""
     bands: tuple[str, ...] = ("red", "green", "blue")
@@ -145,6 +147,10 @@ class TrainSpec:
         ):
             if given not in known:
                 raise SpecError(f"{name} is {given!r}; choose one of {', '.join(known)}")
+        if self.label_colors and len(self.label_colors) != len(self.classes):
+            raise SpecError(
+                f"label_colors has {len(self.label_colors)} colours; there are {len(self.classes)} classes, give one for each"
+            )
         if not self.train:
             raise SpecError("no [[train]] scene is given; add at least one image with its labels")
         if (self.mean is None) != (self.std is None):
@@ -190,7 +196,7 @@ def _parse(values: dict[str, Any], folder: Path) -> TrainSpec:
     given["classes"] = tuple(_build(ClassSpec, one, where="[[classes]]") for one in values["classes"])
     for part in ("train", "test"):
         given[part] = tuple(_parse_entry(one, folder, where=f"[[{part}]]") for one in values.get(part, ()))
-    for name in ("ignored_colors", "bands", "mean", "std", "input_range"):
+    for name in ("label_colors", "ignored_colors", "bands", "mean", "std", "input_range"):
         if name in values:
             given[name] = tuple(values[name])
     given["network"] = _parse_network(values.get("network", {}), given)

@@ -223,6 +223,7 @@ def test_without_mean_and_std_those_of_the_training_scenes_are_stored(short: Tra
         ('precision = "fp32"', "mean = [1.0, 2.0, 3.0]", "only one of mean and std"),
         ("#fedcba", "fedcba", "#rrggbb"),
         ('output = "out"', "output = 3", "wrong kind"),
+        ("precision", 'label_colors = ["#102030"]\nprecision', "label_colors has 1 colours; there are 2 classes"),
         ("[network]", "[network", "cannot be read"),
     ],
 )
@@ -231,6 +232,17 @@ def test_a_configuration_that_makes_no_sense_is_refused(config: Path, old: str, 
     config.write_text(CONFIG.replace(old, new, 1))
     with pytest.raises(SpecError, match=words):
         TrainSpec.from_toml(config)
+
+
+def test_maps_may_show_other_colours_than_the_labels_are_painted_in(config: Path) -> None:
+    text = CONFIG.replace('color = "#102030"', 'color = "#ff0000"').replace(
+        "precision", 'label_colors = ["#102030", "#fedcba"]\nprecision', 1
+    )
+    config.write_text(text)
+    spec = TrainSpec.from_toml(config)
+    (scene,) = train.read_entries(spec, spec.test)
+    assert np.bincount(scene.labels.ravel(), minlength=256)[[0, 1]].sum() == 75 * 90 - 3
+    assert spec.classes[0].color == "#ff0000"
 
 
 def test_a_configuration_that_does_not_exist_is_named(tmp_path: Path) -> None:
