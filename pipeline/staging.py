@@ -11,7 +11,6 @@ file of the final name is complete.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 import zlib
@@ -25,6 +24,7 @@ from rasterio.io import DatasetReader
 from rasterio.windows import Window as RasterioWindow
 
 from pipeline.damage import check_complete
+from pipeline.durable_file import publish
 from pipeline.errors import SourceError, SpecError, StoreError
 from pipeline.gdal_scene import GDAL_ERRORS, gdal_environment, open_gdal_scene
 from pipeline.scene_info import SceneSpec
@@ -119,9 +119,7 @@ def _write_durably(scene: GdalScene, dest: Path, origin: str, on_progress: Calla
     try:
         checksums = _copy(scene, partial, origin, on_progress)
         _check_written(partial, scene, origin, checksums)
-        _flush(partial)
-        partial.replace(dest)
-        _flush(dest.absolute().parent)
+        publish(partial, dest.absolute())
     except SourceError:
         raise
     except (*GDAL_ERRORS, OSError) as error:
@@ -230,12 +228,3 @@ def _profile(info: SceneInfo) -> dict[str, Any]:
         "predictor": 1 if info.dtype.startswith("float") else 2,
         "bigtiff": "IF_SAFER",
     }
-
-
-def _flush(path: Path) -> None:
-    """Have the system write a file or a directory to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

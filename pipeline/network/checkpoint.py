@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from pipeline.errors import SpecError, WeightsError
+from pipeline.durable_file import replace_durably
+from pipeline.errors import SpecError, StoreError, WeightsError
 from pipeline.network.deeplab import DeepLab, build_network
 from pipeline.network.spec import ModelSpec
 
@@ -35,6 +35,8 @@ def save_checkpoint(path: Path, network: DeepLab, spec: ModelSpec) -> None:
     ------
     WeightsError
         If a weight is not finite, also after rounding to float16.
+    StoreError
+        If the file cannot be written.
     """
     tensors = {name: _to_stored(tensor) for name, tensor in stored_tensors(network).items()}
     _check_finite(path, tensors)
@@ -106,25 +108,10 @@ def _to_stored(tensor: Tensor) -> Tensor:
 
 def _write_atomically(path: Path, content: bytes) -> None:
     """Write beside ``path``, make durable, rename; a reader sees the old file or the new one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        replace_durably(path, content)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise WeightsError(f"the checkpoint {path} cannot be written ({error}); check folder, rights and space") from error
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        raise StoreError(f"the checkpoint {path} cannot be written ({error}); check folder, rights and space") from error
 
 
 def _explain_unreadable(path: Path, error: Exception) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.errors import WeightsError
+from pipeline.errors import StoreError, WeightsError
 from pipeline.network.checkpoint import file_sha256, load_network, read_model_spec, save_checkpoint
 from pipeline.network.deeplab import DeepLab, build_network
 from pipeline.network.spec import ClassSpec, ModelSpec, NetworkSpec
@@ -158,7 +158,7 @@ def test_a_failed_save_keeps_the_old_file(checkpoint: Path, network: DeepLab) ->
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path, network: DeepLab) -> None:
-    with pytest.raises(WeightsError, match="cannot be written"):
+    with pytest.raises(StoreError, match="cannot be written"):
         save_checkpoint(tmp_path / "no" / "model.safetensors", network, MODEL)
 
 
