@@ -30,7 +30,7 @@ demo: $(VENV)/.installed
 	@echo "Look at $(abspath $(OUT))/map.png; $(OUT)/map.tif opens in a GIS."
 
 test: $(VENV)/.installed-check
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .

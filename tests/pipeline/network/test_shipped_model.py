@@ -61,7 +61,7 @@ def test_the_default_model_recognises_a_part_of_a_scene_it_never_saw() -> None:
 
     model, network = load_network(resolve_model(DEFAULT_MODEL))
     coding = LabelCoding(
-        colors=tuple(c.rgb for c in model.classes),
+        colors=((0x3C, 0x10, 0x98), (0x84, 0x29, 0xF6), (0x6E, 0xC1, 0xE4), (0xFE, 0xDD, 0x3A), (0xE2, 0xA9, 0x29)),
         ignored_colors=((0x9B, 0x9B, 0x9B), (0, 0, 0)),
         n_classes=len(model.classes),
     )
