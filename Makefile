@@ -1,7 +1,7 @@
 # make demo    segment the shipped sample scene with the shipped model, and make a picture of it
 # make test    install everything into .venv and run all tests
 # make check   lint, types, layers, docs
-# make bench   measure speed and memory on this machine
+# make bench   measure the parts of a block on this machine
 
 PYTHON ?= python3
 VENV := .venv
