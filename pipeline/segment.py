@@ -67,7 +67,7 @@ def segment_block(
     index: tuple[int, int], *, scene: Scene, engine: Engine, model: ModelSpec, spec: SegmentSpec
 ) -> BlockResult | None:
     """Segment the block ``index`` = (row, column) of the scene; None where the block holds nodata only."""
-    windows = locate(index, shape=(scene.info.height, scene.info.width), spec=spec)
+    windows = locate(index, shape=scene.info.shape, spec=spec)
     tile = read_reflected(scene, windows.read)
     valid = tile.valid[windows.write.relative_to(windows.read).to_slices()]
     if not valid.any():

@@ -1,5 +1,6 @@
 """Factories that the tests share: tiny checkpoints, rasters with texture, and the data beside the repository."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,16 @@ def tiny_model(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return build
+
+
+@pytest.fixture
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Path]) -> Path:
+    """Return a checkpoint with three classes and three bands, the same file for all tests: it is built and loaded once."""
+    path = tmp_path_factory.getbasetemp() / "shared-model" / "tiny.safetensors"
+    if not path.exists():
+        path.parent.mkdir()
+        shutil.copyfile(tiny_model(), path)
+    return path
 
 
 @pytest.fixture

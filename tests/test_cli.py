@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import pickle
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,16 +43,6 @@ def home(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture
-def model(tmp_path_factory, tiny_model):
-    """Return the same checkpoint for all tests: it is built and loaded once."""
-    path = tmp_path_factory.getbasetemp() / "shared-model" / "tiny.safetensors"
-    if not path.exists():
-        path.parent.mkdir()
-        shutil.copyfile(tiny_model(), path)
-    return path
 
 
 @pytest.fixture

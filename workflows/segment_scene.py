@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.protocol import EngineSpec
 from pipeline.errors import StoreError, StoreMismatchError
@@ -119,6 +119,7 @@ class _Run:
         self._execution = execution
         self._listen = listen
         self._started = time.perf_counter()
+        self._blocks = Blocks(shape=prepared.scene.shape, block_px=prepared.spec.grid.block_px)
         self._record = self._enter()
         self._finished: dict[BlockIndex, BlockReceipt] = {}
         self._failed: dict[BlockIndex, BlockFailure] = {}
@@ -127,11 +128,10 @@ class _Run:
         """Do what is left to do."""
         self._collect_evidence()
         n_before = len(self._finished)
-        blocks = Blocks(shape=self._prepared.scene.shape, block_px=self._prepared.spec.grid.block_px)
-        left = [index for index in blocks if index not in self._finished and index not in self._failed]
+        left = [index for index in self._blocks if index not in self._finished and index not in self._failed]
         interrupted = bool(left) and self._work(left)
-        self._clean_up(complete=len(self._finished) == len(blocks))
-        return self._summary(n_blocks=len(blocks), n_new=len(self._finished) - n_before, interrupted=interrupted)
+        self._clean_up(complete=len(self._finished) == len(self._blocks))
+        return self._summary(n_new=len(self._finished) - n_before, interrupted=interrupted)
 
     def _enter(self) -> RunRecord:
         """Return the record of the run that goes on, or begin a new one."""
@@ -151,7 +151,7 @@ class _Run:
         for warning in warnings:
             self._listen(Notice(text=f"resuming although {warning}"))
         if not self._paths.out.exists():
-            create_store(self._paths.out, _layout(self._prepared))
+            create_store(self._paths.out, _layout(self._prepared, new.hard))
         return old
 
     def _collect_evidence(self) -> None:
@@ -218,12 +218,11 @@ class _Run:
         return stage(absolute, self._paths.scratch, lambda done, total: self._listen(Staging(done=done, total=total)))
 
     def _announce_start(self, plan: Plan, left: list[BlockIndex], *, dashboard: str | None, n_workers: int) -> None:
-        blocks = Blocks(shape=self._prepared.scene.shape, block_px=self._prepared.spec.grid.block_px)
         self._listen(
             RunStarted(
                 n_blocks=plan.n_blocks,
                 n_finished=len(self._finished),
-                pixels_left=sum(blocks.window(index).n_pixels for index in left),
+                pixels_left=sum(self._blocks.window(index).n_pixels for index in left),
                 n_workers=n_workers,
                 dashboard=dashboard,
             )
@@ -238,11 +237,11 @@ class _Run:
             self._paths.scratch.unlink(missing_ok=True)
         write_failures(self._paths.failures, self._prepared, list(self._failed.values()))
 
-    def _summary(self, *, n_blocks: int, n_new: int, interrupted: bool) -> Summary:
+    def _summary(self, *, n_new: int, interrupted: bool) -> Summary:
         receipts = list(self._finished.values())
         return Summary(
             out=str(self._paths.out),
-            n_blocks=n_blocks,
+            n_blocks=len(self._blocks),
             n_done=sum(receipt.state == "done" for receipt in receipts),
             n_nodata=sum(receipt.state == "nodata" for receipt in receipts),
             n_new=n_new,
@@ -287,7 +286,7 @@ def _begin(paths: RunPaths, prepared: Prepared, record: RunRecord) -> None:
     """Write the record and the empty store; where one of them cannot be made, leave nothing."""
     try:
         write_record(paths, record)
-        create_store(paths.out, _layout(prepared))
+        create_store(paths.out, _layout(prepared, record.hard))
     except StoreError:
         shutil.rmtree(paths.folder, ignore_errors=True)
         raise
@@ -309,10 +308,9 @@ def with_absolute_paths(spec: SegmentSpec) -> SegmentSpec:
     return dataclasses.replace(spec, scene=scene, model_path=str(Path(spec.model_path).absolute()))
 
 
-def _layout(prepared: Prepared) -> StoreLayout:
+def _layout(prepared: Prepared, hard: dict[str, Any]) -> StoreLayout:
     """Describe the output; its provenance names no path and no time, so that equal runs give equal bytes."""
     spec, scene = prepared.spec, prepared.scene
-    hard = hard_fields(spec, scene)
     return StoreLayout(
         height=scene.height,
         width=scene.width,

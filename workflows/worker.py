@@ -67,7 +67,7 @@ def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1) -> Bloc
     scene = _scene(job)
     result = segment_block(index, scene=scene, engine=engine, model=model, spec=job.spec)
     _check_still_ours(job)
-    window = Blocks(shape=(scene.info.height, scene.info.width), block_px=job.spec.grid.block_px).window(index)
+    window = Blocks(shape=scene.info.shape, block_px=job.spec.grid.block_px).window(index)
     chunks = () if result is None else write_block(Path(job.out), window, _arrays(result))
     return BlockReceipt(
         block=index,

@@ -23,16 +23,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Path]) -> Path:
-    """Return a checkpoint with three classes and three bands, the same file for all tests: it is built and loaded once."""
-    path = tmp_path_factory.getbasetemp() / "shared-model" / "tiny.safetensors"
-    if not path.exists():
-        path.parent.mkdir()
-        shutil.copyfile(tiny_model(), path)
-    return path
-
-
-@pytest.fixture
 def other_model(tmp_path: Path, model: Path) -> Path:
     """Return a checkpoint that differs from ``model`` in one bit of one weight."""
     weights = bytearray(model.read_bytes())
