@@ -6,11 +6,16 @@ rate and, optionally, the mean over the image, concatenated and projected by a 1
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.network.convolution import ConvNormActivation, context_convolution, convolution
+
+if TYPE_CHECKING:
+    from pipeline.network.spec import NetworkSpec
 
 
 class ImagePooling(nn.Module):
@@ -20,25 +25,32 @@ class ImagePooling(nn.Module):
         super().__init__()
         self.project = ConvNormActivation(convolution(n_in, n_out))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in, H, W) to (N, out, H, W), constant over H and W."""
-        pooled: Tensor = self.project(functional.adaptive_avg_pool2d(x, 1))
-        return pooled.expand(-1, -1, *x.shape[-2:])
+    def forward(self, x: Tensor, mean: Tensor | None = None) -> Tensor:
+        """Map (N, in, H, W) to (N, out, H, W), constant over H and W; ``mean`` (in,) stands for the mean over ``x`` where given."""
+        pooled = functional.adaptive_avg_pool2d(x, 1) if mean is None else mean.to(x.dtype).view(1, -1, 1, 1)
+        projected: Tensor = self.project(pooled)
+        return projected.expand(x.shape[0], -1, *x.shape[-2:])
 
 
 class ASPP(nn.Module):
     """Parallel atrous branches, concatenated, projected."""
 
-    def __init__(self, n_in: int, n_out: int, *, rates: tuple[int, ...], separable: bool, image_pooling: bool) -> None:
+    def __init__(self, n_in: int, spec: NetworkSpec) -> None:
         super().__init__()
-        branches: list[nn.Module] = [ConvNormActivation(convolution(n_in, n_out))]
-        branches += [context_convolution(n_in, n_out, rate=rate, separable=separable) for rate in rates]
-        if image_pooling:
-            branches.append(ImagePooling(n_in, n_out))
-        self.branches = nn.ModuleList(branches)
-        self.project = ConvNormActivation(convolution(n_out * len(branches), n_out))
+        n_out = spec.aspp_channels
+        self.branches = nn.ModuleList([ConvNormActivation(convolution(n_in, n_out))])
+        for rate in spec.effective_atrous_rates:
+            self.branches.append(
+                context_convolution(n_in, n_out, rate=rate, separable=spec.separable, separable_norm=spec.separable_norm)
+            )
+        self.has_image_pooling = spec.image_pooling != "off"
+        if self.has_image_pooling:
+            self.branches.append(ImagePooling(n_in, n_out))
+        self.project = ConvNormActivation(convolution(n_out * len(self.branches), n_out, kernel=spec.projection_kernel))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in, H, W) to (N, out, H, W)."""
-        projected: Tensor = self.project(torch.cat([branch(x) for branch in self.branches], dim=1))
+    def forward(self, x: Tensor, scene_mean: Tensor | None = None) -> Tensor:
+        """Map (N, in, H, W) to (N, out, H, W); ``scene_mean`` (in,) goes to the image-level branch in place of the window's own."""
+        pooled = [self.branches[-1](x, scene_mean)] if self.has_image_pooling else []
+        atrous = self.branches[: len(self.branches) - len(pooled)]
+        projected: Tensor = self.project(torch.cat([*(branch(x) for branch in atrous), *pooled], dim=1))
         return projected

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from pipeline.network.variants import Activation, Padding
+    from pipeline.network.choices import Activation, Padding
 
 
 class TFSameConv2d(nn.Conv2d):
@@ -36,7 +36,7 @@ class TFSameConv2d(nn.Conv2d):
         return total // 2, total - total // 2
 
 
-def convolution(  # noqa: PLR0913 - the six numbers of a convolution
+def convolution(  # noqa: PLR0913 - the seven choices of a convolution
     n_in: int,
     n_out: int,
     *,
@@ -45,12 +45,13 @@ def convolution(  # noqa: PLR0913 - the six numbers of a convolution
     rate: int = 1,
     groups: int = 1,
     padding: Padding = "symmetric",
+    bias: bool = False,
 ) -> nn.Conv2d:
-    """Return a convolution without bias of odd ``kernel`` that keeps the size at stride 1."""
+    """Return a convolution of odd ``rate * (kernel - 1) + 1`` that keeps the size at stride 1."""
     if stride > 1 and padding == "tf_same":
-        return TFSameConv2d(n_in, n_out, kernel, stride=stride, dilation=rate, groups=groups, bias=False)
+        return TFSameConv2d(n_in, n_out, kernel, stride=stride, dilation=rate, groups=groups, bias=bias)
     pad = rate * (kernel - 1) // 2
-    return nn.Conv2d(n_in, n_out, kernel, stride=stride, padding=pad, dilation=rate, groups=groups, bias=False)
+    return nn.Conv2d(n_in, n_out, kernel, stride=stride, padding=pad, dilation=rate, groups=groups, bias=bias)
 
 
 class ConvNormActivation(nn.Module):
@@ -71,14 +72,16 @@ class ConvNormActivation(nn.Module):
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"relu": nn.ReLU, "relu6": nn.ReLU6, "none": nn.Identity}
 
 
-def context_convolution(n_in: int, n_out: int, *, rate: int = 1, separable: bool) -> nn.Module:
+def context_convolution(n_in: int, n_out: int, *, rate: int = 1, separable: bool, separable_norm: bool = True) -> nn.Module:
     """Return the 3 x 3 of ASPP and decoder: plain, or depthwise + pointwise with a ReLU after each.
 
-    The second is the atrous separable convolution of DeepLab v3+ (arXiv 1802.02611), section 3.1.
+    The second is the atrous separable convolution of DeepLab v3+ (arXiv 1802.02611), section 3.1. Without ``separable_norm``
+    nothing stands between depthwise and pointwise, as in segmentation_models_pytorch.
     """
     if not separable:
         return ConvNormActivation(convolution(n_in, n_out, kernel=3, rate=rate))
+    depthwise = convolution(n_in, n_in, kernel=3, rate=rate, groups=n_in)
     return nn.Sequential(
-        ConvNormActivation(convolution(n_in, n_in, kernel=3, rate=rate, groups=n_in)),
+        ConvNormActivation(depthwise) if separable_norm else depthwise,
         ConvNormActivation(convolution(n_in, n_out)),
     )

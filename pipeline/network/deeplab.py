@@ -1,9 +1,13 @@
-"""From pixels to logits: backbone, ASPP, decoder, classifier (DeepLab v3+, arXiv 1802.02611, figure 2).
+"""From pixels to logits: every member of the DeepLab family, joined from its parts.
 
 ::
 
-    (N, bands, H, W) -> backbone -> stride 4 -----------------------> decoder -> classifier -> upsample
-                                 -> output stride -> ASPP -> upsample -^       -> (N, classes, H, W)
+    v1, v2   (N, bands, H, W) -> backbone -> score branches, summed --------------------> upsample -> (N, classes, H, W)
+    v3       (N, bands, H, W) -> backbone -> ASPP -> classifier -------------------------> upsample
+    v3+      (N, bands, H, W) -> backbone -> stride 4 -----------------------> decoder -> classifier -> upsample
+                                          -> output stride -> ASPP -> upsample -^
+
+v1: arXiv 1412.7062, v2: 1606.00915, v3: 1706.05587 (the cascaded variant has no ASPP), v3+: 1802.02611, figure 2.
 """
 
 from __future__ import annotations
@@ -14,11 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.network.aspp import ASPP
-from pipeline.network.backbones.mobilenet_v2 import MobileNetV2
-from pipeline.network.decoder import Decoder
-from pipeline.network.resize import resize_bilinear
+from pipeline.network.backbones import backbone_entry
+from pipeline.network.convolution import context_convolution
+from pipeline.network.decoder import LOW_LEVEL_STRIDE, Decoder
+from pipeline.network.resize import upsample
+from pipeline.network.score_branches import ScoreBranches
 
 if TYPE_CHECKING:
+    from pipeline.network.features import BackboneModule, Features
     from pipeline.network.spec import NetworkSpec
 
 
@@ -28,34 +35,69 @@ class DeepLab(nn.Module):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = MobileNetV2(n_bands=spec.n_bands, output_stride=spec.output_stride, padding=spec.padding)
-        self.aspp = ASPP(
-            self.backbone.high_level_channels,
-            spec.aspp_channels,
-            rates=spec.effective_atrous_rates,
-            separable=spec.separable,
-            image_pooling=spec.image_pooling == "window",
-        )
-        self.decoder = Decoder(
-            n_low_level=self.backbone.low_level_channels,
-            n_reduced=spec.low_level_channels,
-            n_context=spec.aspp_channels,
-            n_out=spec.decoder_channels,
-            separable=spec.separable,
-        )
-        self.classifier = nn.Conv2d(spec.decoder_channels, spec.n_classes, 1)
+        self.backbone = backbone_entry(spec.backbone).build(spec)
+        self.head = ScoreBranches(self.backbone, spec) if spec.has_score_branches else None
+        if not spec.has_score_branches:
+            self._add_context(self.backbone, spec)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _add_context(self, backbone: BackboneModule, spec: NetworkSpec) -> None:
+        n_context = spec.aspp_channels if spec.has_aspp else backbone.high_level_channels
+        self.aspp = ASPP(backbone.high_level_channels, spec) if spec.has_aspp else None
+        self.context = nn.Sequential(
+            *(
+                context_convolution(n_context, n_context, separable=spec.separable, separable_norm=spec.separable_norm)
+                for _ in range(spec.context_convolutions)
+            )
+        )
+        self.decoder = None
+        if spec.architecture == "deeplabv3plus":
+            self.decoder = Decoder(n_low_level=backbone.low_level_channels, n_context=n_context, spec=spec)
+        self.classifier = nn.Conv2d(n_context if self.decoder is None else spec.decoder_channels, spec.n_classes, 1)
+
+    @property
+    def score_stride(self) -> int:
+        """Input pixels per cell of the scores: that of the decoder where there is one, else the output stride."""
+        return LOW_LEVEL_STRIDE if self.spec.architecture == "deeplabv3plus" else self.spec.output_stride
+
+    def forward(self, x: Tensor, scene_mean: Tensor | None = None) -> Tensor:
         """Map normalised (N, bands, H, W) float32 to logits (N, classes, H, W) of the same type.
 
-        A size that is no multiple of the output stride is zero-padded at the right and bottom, so that cell
-        (0, 0) always covers the same pixels and the grid does not depend on the size of the window.
+        Cell (0, 0) of all features always covers the same pixels, whatever the size of the window. ``scene_mean`` (channels,) replaces
+        the window's own mean in the image-level branch (`Features.high_level` averaged over the whole scene).
         """
         height, width = x.shape[-2:]
-        padded = functional.pad(x, (0, -width % self.spec.output_stride, 0, -height % self.spec.output_stride))
-        low_level, high_level = self.backbone(padded)
-        logits = self.classifier(self.decoder(low_level, self.aspp(high_level)))
-        return resize_bilinear(logits, (padded.shape[-2], padded.shape[-1]))[..., :height, :width]
+        return upsample(self.score(x, scene_mean), self.score_stride, self.spec.alignment)[..., :height, :width]
+
+    def score(self, x: Tensor, scene_mean: Tensor | None = None) -> Tensor:
+        """Map (N, bands, H, W) to the scores before the last upsampling, one cell per `score_stride` pixels."""
+        features = self.features(x)
+        if self.head is not None:
+            scored: Tensor = self.head(features)
+            return scored
+        context = features.high_level if self.aspp is None else self.aspp(features.high_level, scene_mean)
+        context = self.context(context)
+        joined = context if self.decoder is None else self.decoder(features.low_level, context)
+        scores: Tensor = self.classifier(joined)
+        return scores
+
+    def features(self, x: Tensor) -> Features:
+        """Map (N, bands, H, W) to what the backbone gives for it."""
+        features: Features = self.backbone(self._padded(x))
+        return features
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """Add at the right and bottom what puts the cells where the alignment wants them.
+
+        TensorFlow pads even sizes otherwise than odd ones, so they are made multiples of the output stride; with corners aligned a
+        last cell at ``k * output stride`` is needed.
+        """
+        height, width = x.shape[-2:]
+        stride = self.spec.output_stride
+        if self.spec.alignment == "corner":
+            return functional.pad(x, (0, (1 - width) % stride, 0, (1 - height) % stride), mode="replicate")
+        if self.spec.padding == "tf_same":
+            return functional.pad(x, (0, -width % stride, 0, -height % stride))
+        return x
 
 
 def build_network(spec: NetworkSpec) -> DeepLab:

@@ -1,4 +1,4 @@
-"""How much memory do a network's activations take? Counted on meta tensors, before anything is loaded."""
+"""What does a network cost? Parameters, memory and operations, counted on meta tensors before anything is loaded."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.network.deeplab import build_network
+from pipeline.network.multiscale import MultiScale
+from pipeline.network.spec import MultiScaleSpec
 
 if TYPE_CHECKING:
     from pipeline.network.spec import NetworkSpec
 
 
 @cache
-def peak_activation_bytes(spec: NetworkSpec, *, window_px: int) -> int:
+def peak_activation_bytes(spec: NetworkSpec, *, window_px: int, multiscale: MultiScaleSpec | None = None) -> int:
     """Return the largest sum of tensors alive at once in one forward pass over one window in float32, bytes.
 
     Parameters
@@ -27,20 +30,43 @@ def peak_activation_bytes(spec: NetworkSpec, *, window_px: int) -> int:
         The network.
     window_px
         Side of the square window, px.
+    multiscale
+        The scales that it is run at; None: as it is.
     """
-    with torch.device("meta"):
-        network = build_network(spec).eval()
-        window = torch.empty(1, spec.n_bands, window_px, window_px)
+    network, window = _without_values(spec, window_px, multiscale)
     with torch.no_grad(), _PeakBytes() as peak:
         network(window)
     peak_bytes: int = peak.peak_bytes
     return peak_bytes + int(window.nbytes)
 
 
+@cache
+def n_parameters(spec: NetworkSpec) -> int:
+    """Return the number of trainable values."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_network(spec).parameters())
+
+
 def parameter_bytes(spec: NetworkSpec) -> int:
     """Return the size of all parameters in float32, bytes."""
+    return 4 * n_parameters(spec)
+
+
+@cache
+def flop_per_pixel(spec: NetworkSpec, multiscale: MultiScaleSpec | None = None) -> float:
+    """Return the floating-point operations (two per multiplication with addition) per pixel of a window; 1 GFLOP per Mpx is 1000."""
+    side = 1024
+    network, window = _without_values(spec, side, multiscale)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(window)
+    return float(counter.get_total_flops()) / side**2
+
+
+def _without_values(spec: NetworkSpec, window_px: int, multiscale: MultiScaleSpec | None) -> tuple[MultiScale, torch.Tensor]:
+    """Return the network and one window as tensors that have a shape and no values."""
     with torch.device("meta"):
-        return sum(int(parameter.nbytes) for parameter in build_network(spec).parameters())
+        network = build_network(spec).eval()
+        return MultiScale(network, multiscale or MultiScaleSpec()), torch.empty(1, spec.n_bands, window_px, window_px)
 
 
 class _PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
 from pipeline.errors import SpecError
+from pipeline.network.backbones import backbone_entry
+from pipeline.network.choices import Alignment, Architecture, BottleneckStride, EntryRate, Fusion, ImagePooling, Padding, Stem
+from pipeline.network.features import BACKBONE_KNOBS
 from pipeline.network.keys import check_keys
-from pipeline.network.variants import Architecture, Backbone, ImagePooling, Padding
 
 MAX_CLASSES = 255
 """Labels are one byte and 255 means nodata."""
@@ -27,59 +29,202 @@ class NetworkSpec:
     """Channels of the logits, 1 to 255."""
     architecture: Architecture = "deeplabv3plus"
     """Which member of the family."""
-    backbone: Backbone = "mobilenet_v2"
-    """The feature extractor."""
+    backbone: str = "mobilenet_v2"
+    """The feature extractor, a name of `known_backbones`."""
     n_bands: int = 3
     """Channels of the input, at least 1."""
     output_stride: int = 16
-    """Input pixels per cell of the backbone's last features, 8 or 16."""
-    atrous_rates: tuple[int, ...] = (6, 12, 18)
-    """Rates of the ASPP's 3 x 3 branches at output stride 16; at 8 they are doubled (v3, section 3.3)."""
-    image_pooling: ImagePooling = "window"
-    """Whether the ASPP has an image-level branch: the mean over the window it is given, or none."""
+    """Input pixels per cell of the backbone's last features: 8, 16, or 32, at which nothing is atrous."""
+    alignment: Alignment = "centre"
+    """Where the cells of the features lie; ``corner`` is what ``align_corners=True`` means on sizes of k * output stride + 1."""
+
+    backbone_width: float = 1.0
+    """Factor on the channels of MobileNetV2, above 0."""
+    backbone_eps: float | None = None
+    """Added to variances by the backbone's normalisations; None: as its authors' code has it."""
+    final_expansion: bool = False
+    """Whether MobileNetV2 ends with its 1 x 1 convolution to 1280 channels, made for classification."""
+    stem: Stem = "plain"
+    """The first layers of a ResNet."""
+    bottleneck_stride: BottleneckStride = "3x3"
+    """Which convolution of a ResNet bottleneck has the stride."""
+    entry_rate: EntryRate = "previous"
+    """Atrous rate of the block in which a stride became a rate."""
+    multi_grid: tuple[int, ...] = (1, 1, 1)
+    """Factors on the atrous rates of the three blocks of a ResNet's last stage, and of each cascaded one (v3, section 3.2.1)."""
+    cascade_blocks: int = 0
+    """Copies of a ResNet's last stage behind it, 0 to 3, instead of an ASPP (v3, section 3.2: block5 to block7)."""
     padding: Padding = "symmetric"
     """Zeros around strided convolutions; TensorFlow's "SAME" pads even sizes at right and bottom only."""
+
+    atrous_rates: tuple[int, ...] = (6, 12, 18)
+    """Rates of the context's atrous branches. v1 and v2: in cells of the features, as the papers give them for output stride 8.
+    v3 and v3+: at output stride 16; at 8 they are doubled (v3, section 3.3), at 32 halved. Empty: no such branch (v3 and v3+ only)."""
+    head_kernel: int = 3
+    """Side of fc6, the first layer of the branches of v1 and v2, 1 to 7."""
+    head_channels: int = 0
+    """Channels of fc6 and fc7 in each branch of v1 and v2 (VGG); 0: the branch is one convolution to the classes (v2, ResNet)."""
+    side_channels: int = 0
+    """Channels of each branch from the image and the pooling layers of v1's MSc; 0: no such branches."""
+    image_pooling: ImagePooling = "window"
+    """What the image-level branch of the ASPP averages over; ``off``: there is no such branch. v1 and v2 never have one."""
     separable: bool = True
     """Whether the 3 x 3 convolutions of ASPP and decoder are depthwise + pointwise (v3+, section 3.1)."""
+    separable_norm: bool = True
+    """Whether normalisation and activation stand between the two (v3+), or only behind them (segmentation_models_pytorch)."""
     aspp_channels: int = 256
     """Channels of each ASPP branch and of their projection."""
+    projection_kernel: int = 1
+    """Side of the convolution that projects the concatenated branches, 1 (v3) or 3 (mmsegmentation)."""
+    context_convolutions: int = 0
+    """3 x 3 convolutions between ASPP and classifier or decoder: 0 (v3), 1 (torchvision, segmentation_models_pytorch)."""
     low_level_channels: int = 48
     """Channels the stride-4 features are reduced to before the decoder joins them."""
     decoder_channels: int = 256
-    """Channels of the decoder's two 3 x 3 convolutions."""
+    """Channels of the decoder's 3 x 3 convolutions."""
+    decoder_convolutions: int = 2
+    """3 x 3 convolutions of the decoder (v3+, table 2), at least 1."""
 
     def __post_init__(self) -> None:
-        _check_choice("architecture", self.architecture, get_args(Architecture))
-        _check_choice("backbone", self.backbone, get_args(Backbone))
-        _check_choice("image_pooling", self.image_pooling, get_args(ImagePooling))
-        _check_choice("padding", self.padding, get_args(Padding))
-        _check_choice("output_stride", self.output_stride, (8, 16))
+        for name, choices in _CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
         if not 1 <= self.n_classes <= MAX_CLASSES:
             raise SpecError(f"n_classes is {self.n_classes}; labels are one byte, give 1 to {MAX_CLASSES} classes")
-        for name in ("n_bands", "aspp_channels", "low_level_channels", "decoder_channels"):
-            _check_positive(name, getattr(self, name))
-        if not self.atrous_rates:
-            raise SpecError("atrous_rates is empty; give at least one rate, for example (6, 12, 18)")
+        for name in ("n_bands", "aspp_channels", "low_level_channels", "decoder_channels", "decoder_convolutions", "head_kernel"):
+            _check_whole(name, getattr(self, name), lowest=1)
+        for name in ("head_channels", "side_channels", "context_convolutions"):
+            _check_whole(name, getattr(self, name), lowest=0)
+        self._check_context()
+        self._check_backbone()
+
+    def _check_context(self) -> None:
+        if not self.atrous_rates and self.has_score_branches:
+            raise SpecError(f"atrous_rates is empty; {self.architecture} needs at least one rate, for example (6, 12, 18, 24)")
         for rate in self.atrous_rates:
-            _check_positive("atrous_rates", rate)
+            _check_whole("atrous_rates", rate, lowest=1)
+        if self.has_score_branches and any(rate * (self.head_kernel - 1) % 2 for rate in self.atrous_rates):
+            raise SpecError(
+                f"head_kernel is {self.head_kernel} with atrous_rates {self.atrous_rates}; an even kernel needs even rates, or its "
+                "cells would lie between those of the features"
+            )
+        if self.side_channels and self.architecture != "deeplabv1":
+            raise SpecError(
+                f"side_channels is {self.side_channels} with {self.architecture}; only deeplabv1 has MSc branches, give 0"
+            )
+        if self.cascade_blocks and self.architecture != "deeplabv3":
+            raise SpecError(
+                f"cascade_blocks is {self.cascade_blocks} with {self.architecture}; only deeplabv3 is cascaded, give 0"
+            )
+        if self.image_pooling != "off" and not self.has_aspp:
+            raise SpecError(
+                f"image_pooling is {self.image_pooling!r} and this network has no ASPP to hold that branch; give image_pooling 'off'"
+            )
+
+    def _check_backbone(self) -> None:
+        entry = backbone_entry(self.backbone)
+        defaults = {f.name: f.default for f in fields(type(self))}
+        for name in BACKBONE_KNOBS:
+            if name not in entry.knobs and getattr(self, name) != defaults[name]:
+                raise SpecError(
+                    f"{name} is {getattr(self, name)!r}; the backbone {self.backbone} has no such choice, leave it out"
+                )
+        if len(self.multi_grid) != 3:
+            raise SpecError(
+                f"multi_grid is {self.multi_grid}; a ResNet's last stage has three blocks, give three factors: (1, 2, 4)"
+            )
+        for factor in self.multi_grid:
+            _check_whole("multi_grid", factor, lowest=1)
+        if not self.backbone_width > 0 or not math.isfinite(self.backbone_width):
+            raise SpecError(f"backbone_width is {self.backbone_width}; give a factor above 0, for example 0.5")
+        if self.backbone_eps is not None and not 0 < self.backbone_eps < 1:
+            raise SpecError(f"backbone_eps is {self.backbone_eps}; give a number between 0 and 1, for example 1e-5")
+
+    @property
+    def has_score_branches(self) -> bool:
+        """Whether classes are scored by branches that are summed (v1, v2)."""
+        return self.architecture in ("deeplabv1", "deeplabv2")
+
+    @property
+    def has_aspp(self) -> bool:
+        """Whether branches are concatenated and projected (v3 without cascade, v3+)."""
+        return not self.has_score_branches and not self.cascade_blocks
 
     @property
     def effective_atrous_rates(self) -> tuple[int, ...]:
-        """The rates in cells of the backbone's last features: doubled at output stride 8."""
-        return tuple(rate * 16 // self.output_stride for rate in self.atrous_rates)
+        """The rates in cells of the backbone's last features: in v3 and v3+ doubled at output stride 8, halved at 32."""
+        if self.has_score_branches:
+            return self.atrous_rates
+        return tuple(max(rate * 16 // self.output_stride, 1) for rate in self.atrous_rates)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
-        return {**asdict(self), "atrous_rates": list(self.atrous_rates)}
+        return {**asdict(self), "atrous_rates": list(self.atrous_rates), "multi_grid": list(self.multi_grid)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkSpec:
         """Build the spec that ``to_dict`` wrote; raises SpecError on an unknown or missing key."""
         check_keys(values, cls, where="the network's description")
         given = dict(values)
-        if "atrous_rates" in given:
-            given["atrous_rates"] = tuple(given["atrous_rates"])
+        for name in ("atrous_rates", "multi_grid"):
+            if name in given:
+                given[name] = tuple(given[name])
         return cls(**given)
+
+
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "architecture": get_args(Architecture),
+    "alignment": get_args(Alignment),
+    "stem": get_args(Stem),
+    "bottleneck_stride": get_args(BottleneckStride),
+    "entry_rate": get_args(EntryRate),
+    "image_pooling": get_args(ImagePooling),
+    "padding": get_args(Padding),
+    "output_stride": (8, 16, 32),
+    "cascade_blocks": (0, 1, 2, 3),
+    "projection_kernel": (1, 3),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultiScaleSpec:
+    """At which sizes, and whether also mirrored, a network sees each window."""
+
+    scales: tuple[float, ...] = (1.0,)
+    """Factors on the side of the window, above 0; v2 has (0.5, 0.75, 1.0), v3 0.5 to 1.75."""
+    flip: bool = False
+    """Whether the window is also seen mirrored, left to right."""
+    fusion: Fusion = "mean"
+    """How the answers become one: the maximum of the scores (v2, section 3.2), or the mean of the probabilities (v3, section 4)."""
+
+    def __post_init__(self) -> None:
+        _check_choice("fusion", self.fusion, get_args(Fusion))
+        if not self.scales:
+            raise SpecError("no scales were given; give at least one, for example 1.0")
+        for scale in self.scales:
+            if not 0 < scale <= 8:
+                raise SpecError(f"a scale of {scale} was given; give factors above 0 and up to 8, for example 0.5,0.75,1.0")
+        if len(set(self.scales)) != len(self.scales):
+            raise SpecError(f"the scales {', '.join(map(str, self.scales))} name one twice; give each once")
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the network sees every window once, as it is."""
+        return self.scales == (1.0,) and not self.flip
+
+    @property
+    def relative_cost(self) -> float:
+        """Pixels that the network sees per pixel of a window."""
+        return sum(scale**2 for scale in self.scales) * (2 if self.flip else 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return {**asdict(self), "scales": list(self.scales)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MultiScaleSpec:
+        """Build the spec that ``to_dict`` wrote; raises SpecError on an unknown or missing key."""
+        check_keys(values, cls, where="the description of scales")
+        return cls(**{**values, "scales": tuple(values.get("scales", (1.0,)))})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +266,8 @@ class ModelSpec:
     """Each band is divided by it afterwards, in model input units, above 0."""
     input_range: tuple[float, float] = (0.0, 255.0)
     """Lowest and highest value of the model input units; scenes of another range are scaled to it first."""
+    multiscale: MultiScaleSpec = field(default_factory=MultiScaleSpec)
+    """The scales that the model is meant to be run at; ``--scales`` and ``--flip`` override them."""
     gsd_m: float | None = None
     """Ground sample distance of the training scenes, m, or None where it is not known."""
     licence: str = "unknown"
@@ -160,7 +307,8 @@ class ModelSpec:
         """Return the fields as JSON can hold them."""
         plain = {name: list(getattr(self, name)) for name in ("bands", "mean", "std", "input_range")}
         classes = [asdict(c) for c in self.classes]
-        return {**asdict(self), **plain, "network": self.network.to_dict(), "classes": classes}
+        nested = {"network": self.network.to_dict(), "multiscale": self.multiscale.to_dict(), "classes": classes}
+        return {**asdict(self), **plain, **nested}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
@@ -174,6 +322,8 @@ class ModelSpec:
             check_keys(one, ClassSpec, where="a class of the model's description")
         given["classes"] = tuple(ClassSpec(**one) for one in given["classes"])
         given["network"] = NetworkSpec.from_dict(given["network"])
+        if "multiscale" in given:
+            given["multiscale"] = MultiScaleSpec.from_dict(given["multiscale"])
         return cls(**given)
 
 
@@ -182,6 +332,6 @@ def _check_choice(name: str, given: object, known: tuple[object, ...]) -> None:
         raise SpecError(f"{name} is {given!r}; choose one of {', '.join(map(str, known))}")
 
 
-def _check_positive(name: str, given: object) -> None:
-    if not isinstance(given, int) or isinstance(given, bool) or given < 1:
-        raise SpecError(f"{name} is {given!r}; give a whole number of at least 1")
+def _check_whole(name: str, given: object, *, lowest: int) -> None:
+    if not isinstance(given, int) or isinstance(given, bool) or given < lowest:
+        raise SpecError(f"{name} is {given!r}; give a whole number of at least {lowest}")

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from pipeline.network.convolution import ConvNormActivation, convolution
+from pipeline.network.features import Backbone, BackboneModule, Features
 
 if TYPE_CHECKING:
-    from pipeline.network.variants import Padding
+    from pipeline.network.choices import EntryRate, Padding
+    from pipeline.network.spec import NetworkSpec
 
 _STEM_CHANNELS = 32
 _STAGES = (
@@ -28,6 +30,7 @@ _STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+_LAST_CHANNELS = 1280
 _EPS = 1e-3
 
 
@@ -47,32 +50,41 @@ class BlockPlan:
     """Atrous rate of the depthwise convolution."""
 
 
-def plan_blocks(output_stride: int) -> tuple[BlockPlan, ...]:
+def plan_blocks(output_stride: int, *, width: float = 1.0, entry_rate: EntryRate = "previous") -> tuple[BlockPlan, ...]:
     """Return the 17 blocks such that the last features have ``output_stride``."""
     plans: list[BlockPlan] = []
-    n_in, reached, rate = _STEM_CHANNELS, 2, 1
-    for expansion, n_out, n_blocks, stage_stride in _STAGES:
+    n_in, reached, rate = scaled(_STEM_CHANNELS, width), 2, 1
+    for expansion, channels, n_blocks, stage_stride in _STAGES:
+        n_out = scaled(channels, width)
         for index in range(n_blocks):
             wanted = stage_stride if index == 0 else 1
             stride = wanted if reached * wanted <= output_stride else 1
-            plans.append(BlockPlan(n_in=n_in, n_out=n_out, expansion=expansion, stride=stride, rate=rate))
-            reached, rate, n_in = reached * stride, rate * wanted // stride, n_out
+            later = rate * wanted // stride
+            plans.append(
+                BlockPlan(n_in=n_in, n_out=n_out, expansion=expansion, stride=stride, rate=later if entry_rate == "own" else rate)
+            )
+            reached, rate, n_in = reached * stride, later, n_out
     return tuple(plans)
+
+
+def scaled(channels: int, width: float) -> int:
+    """Return ``channels`` at another width, at least 8 (the rule of the DeepLab release, which does not round to multiples of 8)."""
+    return max(int(channels * width), 8)
 
 
 class InvertedResidual(nn.Module):
     """1 x 1 expansion, depthwise 3 x 3, linear 1 x 1 projection; with a shortcut where the shapes agree."""
 
-    def __init__(self, plan: BlockPlan, *, padding: Padding) -> None:
+    def __init__(self, plan: BlockPlan, *, padding: Padding, eps: float) -> None:
         super().__init__()
         hidden = plan.n_in * plan.expansion
         self.has_shortcut = plan.stride == 1 and plan.n_in == plan.n_out
         self.expand: nn.Module = nn.Identity()
         if plan.expansion > 1:
-            self.expand = ConvNormActivation(convolution(plan.n_in, hidden), activation="relu6", eps=_EPS)
+            self.expand = ConvNormActivation(convolution(plan.n_in, hidden), activation="relu6", eps=eps)
         depthwise = convolution(hidden, hidden, kernel=3, stride=plan.stride, rate=plan.rate, groups=hidden, padding=padding)
-        self.depthwise = ConvNormActivation(depthwise, activation="relu6", eps=_EPS)
-        self.project = ConvNormActivation(convolution(hidden, plan.n_out), activation="none", eps=_EPS)
+        self.depthwise = ConvNormActivation(depthwise, activation="relu6", eps=eps)
+        self.project = ConvNormActivation(convolution(hidden, plan.n_out), activation="none", eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, n_in, H, W) to (N, n_out, H / stride, W / stride)."""
@@ -80,24 +92,38 @@ class InvertedResidual(nn.Module):
         return x + out if self.has_shortcut else out
 
 
-class MobileNetV2(nn.Module):
-    """The convolutional part of MobileNetV2 at width 1.0."""
+class MobileNetV2(BackboneModule):
+    """The convolutional part of MobileNetV2."""
 
-    low_level_channels = 24
-    high_level_channels = 320
     last_low_level_block = 2
 
-    def __init__(self, *, n_bands: int, output_stride: int, padding: Padding) -> None:
+    def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
-        stem = convolution(n_bands, _STEM_CHANNELS, kernel=3, stride=2, padding=padding)
-        self.stem = ConvNormActivation(stem, activation="relu6", eps=_EPS)
-        self.blocks = nn.ModuleList(InvertedResidual(plan, padding=padding) for plan in plan_blocks(output_stride))
+        eps = _EPS if spec.backbone_eps is None else spec.backbone_eps
+        plans = plan_blocks(spec.output_stride, width=spec.backbone_width, entry_rate=spec.entry_rate)
+        stem = convolution(spec.n_bands, plans[0].n_in, kernel=3, stride=2, padding=spec.padding)
+        self.stem = ConvNormActivation(stem, activation="relu6", eps=eps)
+        self.blocks = nn.ModuleList(InvertedResidual(plan, padding=spec.padding, eps=eps) for plan in plans)
+        self.last: nn.Module = nn.Identity()
+        self.low_level_channels = plans[self.last_low_level_block].n_out
+        self.high_level_channels = plans[-1].n_out
+        if spec.final_expansion:
+            self.high_level_channels = max(_LAST_CHANNELS, scaled(_LAST_CHANNELS, spec.backbone_width))
+            self.last = ConvNormActivation(convolution(plans[-1].n_out, self.high_level_channels), activation="relu6", eps=eps)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Map (N, bands, H, W) to the features at stride 4, (N, 24, ...), and at the last, (N, 320, ...)."""
+    def forward(self, x: Tensor) -> Features:
+        """Map (N, bands, H, W) to the features at stride 4, (N, 24, ...), and at the last, (N, 320 or 1280, ...)."""
         x = low_level = self.stem(x)
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index == self.last_low_level_block:
                 low_level = x
-        return low_level, x
+        return Features(low_level=low_level, high_level=self.last(x))
+
+
+BACKBONES = {
+    "mobilenet_v2": Backbone(
+        build=MobileNetV2,
+        knobs=frozenset({"backbone_width", "backbone_eps", "final_expansion", "entry_rate", "padding"}),
+    )
+}

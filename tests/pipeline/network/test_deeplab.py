@@ -20,6 +20,10 @@ def small(**changes: object) -> NetworkSpec:
     return NetworkSpec(**{**defaults, **changes})
 
 
+def backbone_spec(output_stride: int, **changes: object) -> NetworkSpec:
+    return NetworkSpec(n_classes=2, output_stride=output_stride, **changes)
+
+
 def seeded(spec: NetworkSpec) -> DeepLab:
     """A network whose normalisations do something."""
     torch.manual_seed(3)
@@ -60,8 +64,8 @@ def test_strides_beyond_the_output_stride_become_rates(output_stride: int, strid
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_the_backbone_gives_features_at_stride_4_and_at_the_output_stride(output_stride: int) -> None:
-    backbone = MobileNetV2(n_bands=3, output_stride=output_stride, padding="symmetric").eval()
-    low_level, high_level = backbone(torch.randn(1, 3, 64, 96))
+    backbone = MobileNetV2(backbone_spec(output_stride)).eval()
+    low_level, high_level, _ = backbone(torch.randn(1, 3, 64, 96))
     assert low_level.shape == (1, 24, 16, 24)
     assert high_level.shape == (1, 320, 64 // output_stride, 96 // output_stride)
 
@@ -69,8 +73,8 @@ def test_the_backbone_gives_features_at_stride_4_and_at_the_output_stride(output
 def test_atrous_features_are_the_strided_ones_between_new_ones() -> None:
     """What atrous convolution is for: the same weights on a finer grid (DeepLab v3, section 3.1)."""
     torch.manual_seed(0)
-    dense = MobileNetV2(n_bands=3, output_stride=8, padding="symmetric").eval()
-    coarse = MobileNetV2(n_bands=3, output_stride=32, padding="symmetric").eval()
+    dense = MobileNetV2(backbone_spec(8, padding="symmetric")).eval()
+    coarse = MobileNetV2(backbone_spec(32, padding="symmetric")).eval()
     coarse.load_state_dict(dense.state_dict())
     window = torch.randn(1, 3, 256, 256)
     with torch.inference_mode():
@@ -89,8 +93,8 @@ def test_tf_same_pads_even_sizes_at_the_end_only(size: int, expected: tuple[int,
 def test_the_two_paddings_differ_by_a_translation() -> None:
     """Weights made for one work with the other: at stride 4 the centres lie 1 + 2 pixels apart."""
     torch.manual_seed(0)
-    symmetric = MobileNetV2(n_bands=3, output_stride=16, padding="symmetric").double().eval()
-    same = MobileNetV2(n_bands=3, output_stride=16, padding="tf_same").double().eval()
+    symmetric = MobileNetV2(backbone_spec(16, padding="symmetric")).double().eval()
+    same = MobileNetV2(backbone_spec(16, padding="tf_same")).double().eval()
     same.load_state_dict(symmetric.state_dict())
     scene = torch.randn(1, 3, 64, 96, dtype=torch.float64)
     with torch.inference_mode():

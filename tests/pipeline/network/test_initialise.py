@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def folded_weights() -> dict[str, torch.Tensor]:
     torch.manual_seed(2)
     layers = {
         name: layer
-        for name, layer in MobileNetV2(n_bands=3, output_stride=16, padding="symmetric").named_modules()
+        for name, layer in MobileNetV2(NetworkSpec(n_classes=2)).named_modules()
         if isinstance(layer, ConvNormActivation)
     }
     kernels = {f"{name}.weight": layer.conv.weight.detach().clone() for name, layer in layers.items()}
@@ -47,7 +48,7 @@ def test_a_folded_backbone_computes_what_it_computed(tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "folded.pth")
     network = build_network(SPEC)
     n_used = start_from(tmp_path / "folded.pth", network, torch.randn(2, 3, 64, 64))
-    expected = biased(MobileNetV2(n_bands=3, output_stride=16, padding="symmetric"), weights)
+    expected = biased(MobileNetV2(NetworkSpec(n_classes=2)), weights)
     window = torch.randn(1, 3, 48, 80)
     assert network.training
     network.eval()
@@ -118,7 +119,7 @@ def test_a_checkpoint_starts_a_network_with_other_classes(tmp_path: Path) -> Non
     )
     source = build_network(SPEC)
     save_checkpoint(tmp_path / "small.safetensors", source, model)
-    network = build_network(NetworkSpec(**{**SPEC.to_dict(), "n_classes": 5, "atrous_rates": (1,)}))
+    network = build_network(replace(SPEC, n_classes=5))
     start_from(tmp_path / "small.safetensors", network, torch.zeros(1, 3, 32, 32))
     given, right = network.aspp.project.conv.weight, source.aspp.project.conv.weight
     torch.testing.assert_close(given, right, rtol=1e-3, atol=1e-3)
@@ -132,7 +133,7 @@ def test_the_imagenet_backbone_sees_a_cat(padding: str) -> None:
     path = WEIGHTS / "tf2_mobilenet_v2_1.0_224_ptq.torch.pth"
     weights = torch.load(path, weights_only=True)
     network = DeepLab(SPEC)
-    network.backbone = MobileNetV2(n_bands=3, output_stride=32, padding=padding)
+    network.backbone = MobileNetV2(NetworkSpec(n_classes=2, output_stride=32, padding=padding))
     start_from(path, network, torch.randn(2, 3, 224, 224))
     with Image.open(WEIGHTS / "cat_720p.jpg") as image:
         pixels = np.array(image.convert("RGB").resize((224, 224)), dtype=np.float32)

@@ -1,0 +1,128 @@
+"""How does a network see one window at several sizes, and mirrored, and how do the answers become one?
+
+DeepLab v2 (arXiv 1606.00915, section 3.2) takes at each pixel and class the maximum of the scores of all scales; v3 (arXiv 1706.05587,
+section 4) averages the probabilities over scales and mirror images.
+
+::
+
+    window -> resize -> [mirror] -> network -> [mirror back] -> resize back -+
+    window -> resize -> [mirror] -> network -> [mirror back] -> resize back -+-> fuse
+
+A window is resized to the multiple of the output stride that is nearest to ``scale * side``. Where ``scale`` times the distance
+of two windows is a multiple of the output stride, both see a pixel that they share at the same place of a cell.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import SpecError
+from pipeline.network.resize import resize_bilinear
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pipeline.network.deeplab import DeepLab
+    from pipeline.network.spec import MultiScaleSpec
+
+
+class MultiScale(nn.Module):
+    """A network together with the scales and mirror images that it sees."""
+
+    def __init__(self, network: DeepLab, spec: MultiScaleSpec, scene_means: Tensor | None = None) -> None:
+        """Wrap ``network``; ``scene_means`` (views, channels) are the image-level features of the scene for every view, in
+        `views` order."""
+        super().__init__()
+        self.scene_means: Tensor | None
+        self.network = network
+        self.multiscale = spec
+        self.register_buffer("scene_means", scene_means)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised (N, bands, H, W) float32 to (N, classes, H, W) whose softmax over the classes is the fused answer.
+
+        For ``max`` these are scores, for ``mean`` the logarithms of the mean probabilities.
+        """
+        size = (x.shape[-2], x.shape[-1])
+        answers = (resize_to(self._logits(x, index), size) for index in range(len(self.views)))
+        if len(self.views) == 1:
+            return next(answers)
+        if self.multiscale.fusion == "max":
+            return _fold(torch.maximum, answers)
+        summed = _fold(torch.add, (torch.softmax(answer.float(), dim=1) for answer in answers))
+        return torch.log(summed / len(self.views) + torch.finfo(torch.float32).tiny)
+
+    @property
+    def views(self) -> tuple[tuple[float, bool], ...]:
+        """(scale, mirrored) of each time that the network sees a window."""
+        flips = (False, True) if self.multiscale.flip else (False,)
+        return tuple((scale, flip) for scale in self.multiscale.scales for flip in flips)
+
+    def view(self, x: Tensor, index: int) -> Tensor:
+        """Return what the network sees of ``x`` (N, bands, H, W) the ``index``-th time."""
+        scale, flip = self.views[index]
+        stride = self.network.spec.output_stride
+        size = (scaled_px(x.shape[-2], scale, stride), scaled_px(x.shape[-1], scale, stride))
+        resized = x if scale == 1 else resize_to(x, size)
+        return resized.flip(-1) if flip else resized
+
+    def _logits(self, x: Tensor, index: int) -> Tensor:
+        mean = None if self.scene_means is None else self.scene_means[index]
+        logits: Tensor = self.network(self.view(x, index), mean)
+        return logits.flip(-1) if self.views[index][1] else logits
+
+
+def _fold(join: Callable[[Tensor, Tensor], Tensor], answers: Iterator[Tensor]) -> Tensor:
+    """Join one by one, so that two answers are alive at a time."""
+    joined = next(answers)
+    for answer in answers:
+        joined = join(joined, answer)
+    return joined
+
+
+def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return ``x`` at ``size`` (height, width), itself where it has that size."""
+    return x if (x.shape[-2], x.shape[-1]) == size else resize_bilinear(x, size)
+
+
+def scaled_px(side_px: int, scale: float, output_stride: int) -> int:
+    """Return the side of a window at another scale: the nearest multiple of the output stride, at least one; px."""
+    return max(round(side_px * scale / output_stride), 1) * output_stride
+
+
+def check_scales(spec: MultiScaleSpec, *, window_px: int, step_px: int, output_stride: int, exact: bool) -> None:
+    """Raise SpecError unless windows of ``window_px``, ``step_px`` apart, can be seen at all scales.
+
+    Parameters
+    ----------
+    spec
+        The scales.
+    window_px, step_px
+        Side and distance of the network windows, px.
+    output_stride
+        Of the network.
+    exact
+        Whether two windows must agree where they overlap; then their distance, too, must be a multiple of the output stride at
+        every scale.
+    """
+    for scale in spec.scales:
+        if window_px * scale < output_stride:
+            raise SpecError(
+                f"the scale {scale:g} makes a window of {window_px} px smaller than the network's output stride of {output_stride} px; use "
+                f"a scale of at least {output_stride / window_px:.3g}, or a larger --window"
+            )
+        if exact and scale != 1 and (window_px * exactly(scale) % output_stride or step_px * exactly(scale) % output_stride):
+            unit = output_stride * exactly(scale).denominator
+            raise SpecError(
+                f"blend 'exact' was asked for with the scale {scale:g}, a window of {window_px} px and windows {step_px} px apart; at that "
+                f"scale both must be multiples of the output stride of {output_stride} px: make --window and --overlap multiples of {unit}"
+            )
+
+
+def exactly(scale: float) -> Fraction:
+    """Return a scale as the fraction that was meant: 0.1 is 1/10."""
+    return Fraction(scale).limit_denominator(1000)
