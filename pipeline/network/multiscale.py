@@ -34,8 +34,18 @@ class MultiScale(nn.Module):
     """A network together with the scales and mirror images that it sees."""
 
     def __init__(self, network: DeepLab, spec: MultiScaleSpec, scene_means: Tensor | None = None) -> None:
-        """Wrap ``network``; ``scene_means`` (views, channels) are the image-level features of the scene for every view, in
-        `views` order."""
+        """Wrap ``network``.
+
+        Parameters
+        ----------
+        network
+            Sees the window once per view.
+        spec
+            The scales, and whether mirrored.
+        scene_means
+            (views, channels) the image-level features of the whole scene for every view, in the order of `views`; None: each window
+            has its own.
+        """
         super().__init__()
         self.scene_means: Tensor | None
         self.network = network

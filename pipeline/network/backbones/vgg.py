@@ -44,8 +44,10 @@ class VGG16(BackboneModule):
         self.side_channels = tuple(side[:-1])
 
     def forward(self, x: Tensor) -> Features:
-        """Map (N, bands, H, W) to pool2, (N, 128, ...), and the last features, (N, 512, ...); with MSc also the image and pool1
-        to pool4."""
+        """Map (N, bands, H, W) to pool2, (N, 128, ...), and the last features, (N, 512, ...).
+
+        For MSc the image and pool1 to pool4 come with them.
+        """
         side = [x]
         for stage, pool in zip(self.stages, self.pools, strict=True):
             x = pool(stage(x))
