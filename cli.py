@@ -147,6 +147,23 @@ _request_options = _stack(
     click.option("--window", type=int, default=1024, help="Side of the network windows, px."),
     click.option("--overlap", type=int, default=256, help="What neighbouring windows share, px."),
     click.option("--blend", type=click.Choice(["taper", "exact"]), default="taper", help="How overlapping windows are joined."),
+    click.option(
+        "--scales",
+        callback=_numbers(float),
+        metavar="0.5,0.75,1",
+        help="Scales at which the network sees every window. [default: as the model says]",
+    ),
+    click.option("--flip/--no-flip", default=None, help="Also see every window mirrored. [default: as the model says]"),
+    click.option(
+        "--fusion",
+        type=click.Choice(["max", "mean"]),
+        help="Of scales and mirror images: maximum of scores or mean of probabilities. [default: as the model says]",
+    ),
+    click.option(
+        "--image-pooling",
+        type=click.Choice(["global", "window", "off"]),
+        help="What an image-level branch averages over. [default: as the model says]",
+    ),
     click.option("--crf/--no-crf", default=False, help="Refine with the fully connected CRF."),
     click.option("--block", type=int, default=4096, help="Side of the unit of work, px; a multiple of the chunk."),
     click.option("--chunk", type=int, default=1024, help="Side of the Zarr chunks, px."),
@@ -335,6 +352,10 @@ def _request(scene: str, options: dict[str, Any]) -> Any:
             window_px=options["window"], overlap_px=options["overlap"], blend=options["blend"], block_px=options["block"]
         ),
         overlap_is_default=source is click.core.ParameterSource.DEFAULT,
+        scales=options["scales"],
+        flip=options["flip"],
+        fusion=options["fusion"],
+        image_pooling=options["image_pooling"],
         crf=CrfSpec() if options["crf"] else None,
         output=OutputSpec(chunk_px=options["chunk"], shard_px=options["shard"], probabilities=options["probabilities"]),
     )
@@ -393,11 +414,19 @@ def _plan_lines(plan: Plan, estimate: Estimate) -> list[str]:
     classes = ", ".join(item.name for item in plan.prepared.model.classes)
     grid, times = spec.grid, (_duration(estimate.network_s), _duration(estimate.crf_s))
     seen = f"every pixel is seen {plan.redundancy:.2f} times"
+    multiscale = spec.multiscale
+    scales = f"{', '.join(f'{scale:g}' for scale in multiscale.scales)}{', each also mirrored' if multiscale.flip else ''}"
+    views = (
+        []
+        if multiscale.is_single
+        else [f"scales     {scales} ({multiscale.fusion}): {multiscale.relative_cost:.2f} times the work"]
+    )
     return [
         f"scene      {scene.width} x {scene.height} px, {scene.n_bands} x {scene.dtype}{staged}",
         f"model      {plan.prepared.model.name} ({classes})",
         f"blocks     {plan.n_blocks} of {grid.block_px} px",
         f"windows    {plan.n_windows} of {grid.window_px} px, overlap {grid.overlap_px} px: {seen}",
+        *views,
         f"CRF        {crf}",
         f"workers    {staffing.n_workers} x {staffing.threads} thread(s)",
         f"memory     {plan.memory.total_bytes / 2**30:.2f} GiB per worker, of {staffing.limit_bytes / 2**30:.2f} GiB",

@@ -105,7 +105,7 @@ def check_grid(grid: GridSpec, *, output_stride: int, margin_px: int | None) -> 
     if margin_px is None:
         raise SpecError(
             "blend 'exact' was asked for with a model that pools over its whole window (image-level pooling); no finite overlap makes "
-            "its windows equal to the whole scene: use --blend taper, or a model without image-level pooling"
+            "its windows equal to the whole scene: use --image-pooling global, --blend taper, or a model without image-level pooling"
         )
     needed = 2 * margin_px
     if grid.overlap_px < needed:

@@ -88,7 +88,7 @@ def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, batch_size: 
         MemoryTerm(name="pixels read", n_bytes=2 * read * (n_bands * item_bytes + 1), knob=smaller_block),
         MemoryTerm(
             name="network activations",
-            n_bytes=int(_SCRATCH * batch_size * peak_activation_bytes(model.network, window_px=spec.grid.window_px)),
+            n_bytes=int(_SCRATCH * batch_size * _activations(model, spec)),
             knob=smaller_window,
         ),
         MemoryTerm(
@@ -115,6 +115,10 @@ def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, batch_size: 
             ),
         ]
     return MemoryBound(terms=tuple(sorted(terms, key=lambda term: -term.n_bytes)))
+
+
+def _activations(model: ModelSpec, spec: SegmentSpec) -> int:
+    return peak_activation_bytes(model.network, window_px=spec.grid.window_px, multiscale=spec.multiscale)
 
 
 def _largest_windows(spec: SegmentSpec, scene: SceneInfo) -> tuple[int, int, int]:

@@ -10,12 +10,16 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SpecError
+from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import SceneSpec
 from pipeline.stretch import Stretch
+
+if TYPE_CHECKING:
+    from pipeline.network.choices import ImagePooling
 
 Blend = Literal["taper", "exact"]
 
@@ -95,6 +99,12 @@ class SegmentSpec:
     """How pixel values become the model's input units, once for the whole scene."""
     grid: GridSpec = field(default_factory=GridSpec)
     """Network windows and blocks."""
+    multiscale: MultiScaleSpec = field(default_factory=MultiScaleSpec)
+    """The scales and mirror images at which the network sees every window."""
+    image_pooling: ImagePooling | None = None
+    """What the image-level branch averages over; None: as the network says."""
+    scene_means: tuple[tuple[float, ...], ...] = ()
+    """(views, channels) mean features of the scene, where the branch averages over it; measured when a run begins, from then on fixed."""
     crf: CrfSpec | None = None
     """The fully connected CRF; None: labels straight from the network."""
     output: OutputSpec = field(default_factory=OutputSpec)
@@ -124,6 +134,9 @@ class SegmentSpec:
             model_sha256=data["model_sha256"],
             stretch=Stretch.from_dict(data["stretch"]),
             grid=GridSpec(**data["grid"]),
+            multiscale=MultiScaleSpec.from_dict(data.get("multiscale", {})),
+            image_pooling=data.get("image_pooling"),
+            scene_means=tuple(tuple(row) for row in data.get("scene_means", ())),
             crf=None if data["crf"] is None else CrfSpec(**data["crf"]),
             output=OutputSpec(**data["output"]),
         )

@@ -40,7 +40,7 @@ class JobPlugin(WorkerPlugin):  # type: ignore[misc]
         """Run on the worker when it starts or when the plugin is registered."""
         del worker
         _jobs[self._job.digest()] = self._job
-        load_engine(self._job.spec.model_path, self._job.spec.model_sha256, self._job.engine)
+        load_engine(self._job.spec, self._job.engine)
 
 
 def run_task(digest: str, index: BlockIndex, attempt: int) -> BlockReceipt:

@@ -25,7 +25,7 @@ _SAMPLE_BYTES = 65536
 def hard_fields(spec: SegmentSpec, scene: SceneInfo) -> dict[str, Any]:
     """Return the fields that decide the bytes: input, model, settings, algorithm; dotted names, JSON-able values."""
     settings = spec.to_dict()
-    for name in ("scene", "model_path", "model_sha256"):
+    for name in ("scene", "model_path", "model_sha256", "scene_means"):  # the means follow from scene, model and settings
         settings.pop(name)
     return _flatten(
         {

@@ -16,6 +16,7 @@ from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import TorchEngine, batch_size
 from pipeline.grid import Blocks
 from pipeline.network.checkpoint import load_network
+from pipeline.network.image_pooling import assemble
 from pipeline.segment import locate
 from pipeline.staging import needs_staging
 from workflows.cluster import ClusterSpec, Staffing, staff
@@ -55,8 +56,13 @@ class Plan:
 
     @property
     def redundancy(self) -> float:
-        """Pixels that the network sees per pixel of the scene."""
+        """Times that a pixel of the scene is in a network window."""
         return self.n_windows * self.prepared.spec.grid.window_px**2 / self.n_pixels
+
+    @property
+    def network_cost(self) -> float:
+        """Pixels that the network sees, over all scales and mirror images, per pixel of the scene."""
+        return self.redundancy * self.prepared.spec.multiscale.relative_cost
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON-able values."""
@@ -82,6 +88,9 @@ class Plan:
             "n_blocks": self.n_blocks,
             "n_windows": self.n_windows,
             "redundancy": round(self.redundancy, 3),
+            "multiscale": {**spec.multiscale.to_dict(), "relative_cost": round(spec.multiscale.relative_cost, 3)},
+            "image_pooling": self.prepared.network.image_pooling,
+            "network_cost": round(self.network_cost, 3),
             "workers": {"n": self.staffing.n_workers, "threads": self.staffing.threads, "limit_bytes": self.staffing.limit_bytes},
             "memory": {
                 "bytes_per_worker": self.memory.total_bytes,
@@ -134,7 +143,9 @@ def calibrate(plan: Plan, engine: EngineSpec) -> Estimate:
     """Time one network window and one small CRF tile on this machine, and scale up."""
     prepared, threads = plan.prepared, plan.staffing.threads
     model, network = load_network(Path(prepared.spec.model_path))
-    runner = TorchEngine(network, EngineSpec(device=engine.device, precision=engine.precision, threads=threads))
+    mode = prepared.network.image_pooling
+    system = assemble(network, prepared.spec.multiscale, mode="window" if mode == "global" else mode)  # they cost the same
+    runner = TorchEngine(system, EngineSpec(device=engine.device, precision=engine.precision, threads=threads))
     side = prepared.spec.grid.window_px
     noise = np.random.default_rng(0).normal(size=(runner.batch_size, len(model.bands), side, side)).astype(np.float32)
     runner.predict(noise)

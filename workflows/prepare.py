@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +12,19 @@ from pipeline.blend import check_grid
 from pipeline.crf import pydensecrf
 from pipeline.errors import SourceError, SpecError
 from pipeline.network.checkpoint import file_sha256, read_model_spec
+from pipeline.network.image_pooling import with_image_pooling
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
+from pipeline.network.multiscale import check_scales, exactly
 from pipeline.network.receptive_field import margin_px
+from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch, estimate_stretch
 
 if TYPE_CHECKING:
     from pipeline.crf.energy import CrfSpec
-    from pipeline.network.spec import ModelSpec
+    from pipeline.network.choices import Fusion, ImagePooling
+    from pipeline.network.spec import ModelSpec, NetworkSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +45,14 @@ class Request:
     """Windows and blocks."""
     overlap_is_default: bool = True
     """Whether the overlap may be replaced by what ``exact`` needs."""
+    scales: tuple[float, ...] | None = None
+    """Scales at which the network sees every window; None: as the model says."""
+    flip: bool | None = None
+    """Whether it also sees it mirrored; None: as the model says."""
+    fusion: Fusion | None = None
+    """How the answers become one; None: as the model says."""
+    image_pooling: ImagePooling | None = None
+    """What an image-level branch averages over; None: as the model says."""
     crf: CrfSpec | None = None
     """The CRF; None: without."""
     output: OutputSpec = field(default_factory=OutputSpec)
@@ -56,6 +69,11 @@ class Prepared:
     """The scene's header, all bands."""
     model: ModelSpec
     """The model's metadata."""
+
+    @property
+    def network(self) -> NetworkSpec:
+        """The network as it is run: with its image-level branch in the mode that was chosen."""
+        return with_image_pooling(self.model.network, self.spec.image_pooling)
 
 
 def prepare(request: Request) -> Prepared:
@@ -75,12 +93,16 @@ def prepare(request: Request) -> Prepared:
     source = SceneSpec(uri=request.scene, bands=bands, nodata=request.nodata)
     with open_scene(source) as scene:  # refuses bands that the scene does not have
         stretch = _stretch(scene, request.stretch)
+    multiscale = _multiscale(request, model)
+    network = with_image_pooling(model.network, request.image_pooling)
     spec = SegmentSpec(
         scene=source,
         model_path=str(path),
         model_sha256=file_sha256(path),
         stretch=stretch,
-        grid=_grid(request, model),
+        grid=_grid(request, network, multiscale),
+        multiscale=multiscale,
+        image_pooling=network.image_pooling,
         crf=request.crf,
         output=request.output,
     )
@@ -119,9 +141,28 @@ def _stretch(scene: Scene, asked: tuple[float, float] | None) -> Stretch:
     return Stretch(low=(asked[0],) * n_bands, high=(asked[1],) * n_bands)
 
 
-def _grid(request: Request, model: ModelSpec) -> GridSpec:
-    grid, margin = request.grid, margin_px(model.network)
-    if grid.blend == "exact" and request.overlap_is_default and margin is not None and 2 * margin < grid.window_px:
-        grid = dataclasses.replace(grid, overlap_px=2 * margin)
-    check_grid(grid, output_stride=model.network.output_stride, margin_px=margin)
+def _multiscale(request: Request, model: ModelSpec) -> MultiScaleSpec:
+    own = model.multiscale
+    return MultiScaleSpec(
+        scales=own.scales if request.scales is None else request.scales,
+        flip=own.flip if request.flip is None else request.flip,
+        fusion=request.fusion or own.fusion,
+    )
+
+
+def _grid(request: Request, network: NetworkSpec, multiscale: MultiScaleSpec) -> GridSpec:
+    grid, margin = request.grid, margin_px(network, multiscale)
+    if grid.blend == "exact" and request.overlap_is_default and margin is not None:
+        unit = network.output_stride * math.lcm(*(exactly(scale).denominator for scale in multiscale.scales))
+        overlap = -(-2 * margin // unit) * unit
+        if overlap < grid.window_px:
+            grid = dataclasses.replace(grid, overlap_px=overlap)
+    check_grid(grid, output_stride=network.output_stride, margin_px=margin)
+    check_scales(
+        multiscale,
+        window_px=grid.window_px,
+        step_px=grid.step_px,
+        output_stride=network.output_stride,
+        exact=grid.blend == "exact",
+    )
     return grid

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.protocol import EngineSpec
+from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import StoreError, StoreMismatchError
 from pipeline.grid import Blocks
-from pipeline.scene import SceneSpec
+from pipeline.network.checkpoint import load_network
+from pipeline.scene import SceneSpec, open_scene
+from pipeline.scene_means import measure_scene_means
 from pipeline.spec import SegmentSpec
 from pipeline.staging import needs_staging, stage
 from pipeline.store import StoreLayout, check_receipt, create_store, is_store, remove_partials, remove_store
@@ -139,9 +142,11 @@ class _Run:
             _remove_run(self._paths)
         new = _new_record(self._prepared, self._execution.engine)
         if not self._paths.record.exists():
+            new = dataclasses.replace(new, spec=self._measured().to_dict())
             _begin(self._paths, self._prepared, new)
             return new
         old = read_record(self._paths)
+        self._use_means(SegmentSpec.from_dict(old.spec).scene_means)
         warnings = check_same(self._paths, old, new)
         if warnings and self._execution.strict:
             raise StoreMismatchError(
@@ -153,6 +158,20 @@ class _Run:
         if not self._paths.out.exists():
             create_store(self._paths.out, _layout(self._prepared, new.hard))
         return old
+
+    def _measured(self) -> SegmentSpec:
+        """Return the spec of a run that begins, with the means of the scene where the network needs them."""
+        prepared = self._prepared
+        if prepared.network.image_pooling == "global":
+            self._listen(Notice(text="measuring the scene's mean features for the image-level branch"))
+            model, network = load_network(Path(prepared.spec.model_path))
+            network = network.to(choose_device(self._execution.engine))
+            with open_scene(self._source()) as scene:
+                self._use_means(measure_scene_means(scene, network, model=model, spec=prepared.spec))
+        return with_absolute_paths(self._prepared.spec)
+
+    def _use_means(self, means: tuple[tuple[float, ...], ...]) -> None:
+        self._prepared = dataclasses.replace(self._prepared, spec=dataclasses.replace(self._prepared.spec, scene_means=means))
 
     def _collect_evidence(self) -> None:
         """Take a block as finished only where the journal says so and its chunk files are as long as it says."""

@@ -21,6 +21,7 @@ from pipeline.engine.torch_engine import TorchEngine
 from pipeline.errors import BlockError, WeightsError
 from pipeline.grid import Blocks
 from pipeline.network.checkpoint import file_sha256, load_network
+from pipeline.network.image_pooling import assemble
 from pipeline.network.models import resolve_model
 from pipeline.scene import Scene, SceneSpec, open_scene
 from pipeline.segment import segment_block
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.engine.protocol import Engine, EngineSpec
-    from pipeline.network.spec import ModelSpec
+    from pipeline.network.choices import ImagePooling
+    from pipeline.network.spec import ModelSpec, MultiScaleSpec
     from pipeline.segment import BlockResult
+
+    _System = tuple[MultiScaleSpec, ImagePooling | None, tuple[tuple[float, ...], ...]]
 
 _local = threading.local()
 _loading = threading.Lock()
@@ -63,7 +67,7 @@ class BlockJob:
 def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1) -> BlockReceipt:
     """Segment the block ``index``, write it, and return when its bytes are durable."""
     started = time.perf_counter()
-    engine, model = load_engine(job.spec.model_path, job.spec.model_sha256, job.engine)
+    engine, model = load_engine(job.spec, job.engine)
     scene = _scene(job)
     result = segment_block(index, scene=scene, engine=engine, model=model, spec=job.spec)
     _check_still_ours(job)
@@ -82,14 +86,15 @@ def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1) -> Bloc
     )
 
 
-def load_engine(path: str, sha256: str, engine: EngineSpec) -> tuple[Engine, ModelSpec]:
+def load_engine(spec: SegmentSpec, engine: EngineSpec) -> tuple[Engine, ModelSpec]:
     """Return the running network and its model, loading them in this process at the first call."""
+    system = (spec.multiscale, spec.image_pooling, spec.scene_means)
     with _loading:
-        return _load_engine(path, sha256, engine)
+        return _load_engine(spec.model_path, spec.model_sha256, system, engine)
 
 
 @lru_cache(maxsize=1)
-def _load_engine(given: str, sha256: str, engine: EngineSpec) -> tuple[Engine, ModelSpec]:
+def _load_engine(given: str, sha256: str, system: _System, engine: EngineSpec) -> tuple[Engine, ModelSpec]:
     path = Path(given) if Path(given).is_file() else resolve_model(Path(given).stem)  # a shipped model, installed elsewhere
     if (found := file_sha256(path)) != sha256:
         raise WeightsError(
@@ -97,7 +102,8 @@ def _load_engine(given: str, sha256: str, engine: EngineSpec) -> tuple[Engine, M
             "make the same file available to all workers"
         )
     model, network = load_network(path)
-    return TorchEngine(network, engine), model
+    multiscale, mode, scene_means = system
+    return TorchEngine(assemble(network, multiscale, mode=mode, scene_means=scene_means), engine), model
 
 
 def _scene(job: BlockJob) -> Scene:

@@ -14,9 +14,9 @@ from pipeline.network.fold import fold_batch_norm
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import nn
 
     from pipeline.engine.protocol import EngineSpec, Precision
-    from pipeline.network.deeplab import DeepLab
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CUDA_BATCH = 4
@@ -30,7 +30,7 @@ class TorchEngine:
     number of threads, and the labels would depend on the machine's cores in the last bit.
     """
 
-    def __init__(self, network: DeepLab, spec: EngineSpec) -> None:
+    def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
         self._device = choose_device(spec)
         self._dtype = _DTYPES["fp32" if spec.precision == "auto" else spec.precision]
         self._batch_size = batch_size(spec)

@@ -7,18 +7,17 @@ the kernel and the rest into a bias.
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.network.convolution import ConvNormActivation
 
-if TYPE_CHECKING:
-    from pipeline.network.deeplab import DeepLab
+Network = TypeVar("Network", bound=nn.Module)
 
 
-def fold_batch_norm(network: DeepLab) -> DeepLab:
+def fold_batch_norm(network: Network) -> Network:
     """Return a copy for inference without normalisations; logits differ by rounding only (below 1e-4)."""
     folded = deepcopy(network).eval()
     for layer in folded.modules():
