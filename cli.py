@@ -307,30 +307,92 @@ def train(config: Path, **options: Any) -> int:
 
 @atrous.group()
 def models() -> None:
-    """List and describe what can be run."""
+    """List and describe what can be run; bring a public checkpoint."""
 
 
 @models.command("list")
-def list_models() -> None:
-    """List the shipped models."""
-    from pipeline.network.models import shipped_models  # noqa: PLC0415
+@click.option("--variants", is_flag=True, help="The networks that can be built, instead of the models that are shipped.")
+@click.option("--json", is_flag=True, help="Print as JSON.")
+def list_models(**options: Any) -> None:
+    """List the shipped models, or the variants of DeepLab that can be built."""
+    from pipeline.network.variants import variant, variant_names  # noqa: PLC0415
+    from workflows.describe_model import describe_shipped, describe_variant, list_lines  # noqa: PLC0415
 
-    for name in shipped_models():
-        click.echo(name)
+    found = [describe_variant(variant(name)) for name in variant_names()] if options["variants"] else describe_shipped()
+    click.echo(json.dumps(found) if options["json"] else "\n".join(list_lines(found)))
 
 
 @models.command("info")
 @click.argument("model")
 @click.option("--json", is_flag=True, help="Print as JSON.")
 def info(model: str, **options: Any) -> None:
-    """Tell what MODEL is: network, classes, bands, margin, licence, provenance."""
+    """Tell what MODEL (a shipped name, a file, or a variant) is: network, cost, margin, classes, licence, provenance."""
     from workflows.describe_model import describe, description_lines  # noqa: PLC0415
 
     facts = describe(model)
     click.echo(json.dumps(facts) if options["json"] else "\n".join(description_lines(facts)))
 
 
+@models.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The model to write, .safetensors.")
+@click.option("--layout", help="Layout of FILE. [default: recognised by its keys]")
+@click.option("--classes", type=click.Path(path_type=Path), help="Text file, one class a line: name and, if wished, #rrggbb.")
+@click.option("--output-stride", type=click.Choice(["8", "16"]), help="Of FILE's network. [default: as its layout has it]")
+@click.option("--rates", callback=_numbers(int), metavar="6,12,18", help="Atrous rates at that stride. [default: likewise]")
+@click.option(
+    "--multi-grid", callback=_numbers(int), metavar="1,2,4", help="Rates of a ResNet's last blocks. [default: likewise]"
+)
+@click.option("--mean", callback=_numbers(float), metavar="R,G,B", help="Subtracted from the pixels. [default: likewise]")
+@click.option("--std", callback=_numbers(float), metavar="R,G,B", help="The pixels are divided by. [default: likewise]")
+@click.option("--input-range", callback=_numbers(float), metavar="0,255", help="Range of the pixels before. [default: likewise]")
+@click.option("--channel-order", type=click.Choice(["rgb", "bgr"]), help="Of mean, std and the first layer. [default: likewise]")
+@click.option("--align-corners/--no-align-corners", default=None, help="Of FILE's own upsampling. [default: likewise]")
+@click.option("--name", help="What the model is called. [default: as FILE]")
+@click.option("--licence", default="unknown", help="Licence of the weights.")
+@click.option("--half", is_flag=True, help="Store kernels as float16: half the size, rounded.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+@click.option("--json", is_flag=True, help="Print the result as JSON.")
+def import_model(file: Path, **options: Any) -> None:
+    """Convert the public checkpoint FILE; tell what was assumed."""
+    from workflows.import_model import run  # noqa: PLC0415
+
+    report = run(_import_request(file, options))
+    if options["json"]:
+        click.echo(json.dumps(asdict(report)))
+        return
+    click.echo(f"recognised: {report.layout}; {report.n_tensors} tensors taken, {len(report.left_out)} left out")
+    for sentence in report.assumed:
+        click.echo(f"assumed: {sentence}")
+    click.echo(report.out)
+
+
 # From options to specs, from results to text
+
+
+def _import_request(file: Path, options: dict[str, Any]) -> Any:
+    from pipeline.network.importers.layout import Hints  # noqa: PLC0415
+    from workflows.import_model import ImportRequest  # noqa: PLC0415
+
+    if options["input_range"] is not None and len(options["input_range"]) != 2:
+        raise click.BadParameter(f"--input-range has {len(options['input_range'])} values; expected two: LOW,HIGH")
+    stride = options["output_stride"]
+    names = ("multi_grid", "mean", "std", "input_range", "channel_order", "align_corners")
+    return ImportRequest(
+        file=file,
+        out=options["out"],
+        hints=Hints(
+            output_stride=None if stride is None else int(stride),
+            atrous_rates=options["rates"],
+            **{name: options[name] for name in names},
+        ),
+        layout=options["layout"],
+        classes=options["classes"],
+        name=options["name"],
+        licence=options["licence"],
+        kernels="float16" if options["half"] else "float32",
+        overwrite=options["overwrite"],
+    )
 
 
 def _request(scene: str, options: dict[str, Any]) -> Any:

@@ -1,11 +1,15 @@
 """Tiny models and textures for tests; the fixtures of ``conftest.py`` write them to files."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipeline.network.deeplab import DeepLab, build_network
 from pipeline.network.spec import ClassSpec, ModelSpec, NetworkSpec
+from pipeline.scene import Tile
+from pipeline.window import Window
 
 COLORS = ("#3c1098", "#8429f6", "#6ec1e4", "#fedd3a", "#e2a929", "#00ff7f", "#c0c0c0")
 
@@ -21,7 +25,11 @@ def tiny_model_spec(**changes: object) -> ModelSpec:
         "decoder_channels": 16,
         "image_pooling": "off",
     }
-    network = NetworkSpec(**{**small, **changes})  # type: ignore[arg-type]
+    return model_of(NetworkSpec(**{**small, **changes}), name=name)  # type: ignore[arg-type]
+
+
+def model_of(network: NetworkSpec, *, name: str = "tiny") -> ModelSpec:
+    """Return the description of a model with that network."""
     n_classes, n_bands = network.n_classes, network.n_bands
     return ModelSpec(
         name=name,
@@ -50,10 +58,13 @@ def lively_network(spec: NetworkSpec, *, seed: int = 0) -> DeepLab:
             logits = network(scenes)
             spread, centre = logits.std(dim=(0, 2, 3)), logits.mean(dim=(0, 2, 3))
             scale = 2.0 / spread.clamp_min(1e-6)
-            network.classifier.weight.mul_(scale[:, None, None, None])
-            bias = network.classifier.bias
-            assert bias is not None
-            bias.copy_((bias - centre) * scale)
+            scoring = [network.classifier] if network.head is None else [branch.fc8 for branch in network.head.branches]
+            for layer in scoring:
+                layer.weight.mul_(scale[:, None, None, None])
+                assert layer.bias is not None
+                layer.bias.mul_(scale)
+            assert scoring[0].bias is not None
+            scoring[0].bias.sub_(centre * scale)
     return network
 
 
@@ -71,3 +82,17 @@ def texture(shape: tuple[int, int, int], *, dtype: str = "uint8", seed: int = 0)
         bands.append(127.5 + 25 * waves + 40 * (stripes - 0.5) + rng.normal(0, 4, shape[1:]))
     values = np.clip(np.stack(bands), 1, 254)
     return values.round().astype(dtype) if np.dtype(dtype).kind in "iu" else values.astype(dtype)
+
+
+class MemoryScene:
+    """A scene that is an array, and that refuses windows outside it as real scenes do."""
+
+    def __init__(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> None:
+        self.pixels, self.valid = pixels, valid
+        self.bands = tuple(range(1, pixels.shape[0] + 1))
+        self.info = SimpleNamespace(height=pixels.shape[1], width=pixels.shape[2], shape=pixels.shape[1:])
+
+    def read(self, window: Window) -> Tile:
+        assert Window.of_shape(self.info.shape).contains(window)
+        at = window.to_slices()
+        return Tile(window=window, pixels=self.pixels[:, *at], valid=self.valid[at])

@@ -377,10 +377,13 @@ def test_exports(segment, atrous):
 def test_models(atrous, model):
     code, stdout, _ = atrous("models", "list")
     assert code == 0
-    assert "dubai-mobilenetv2\n" in stdout
+    header, line = stdout.splitlines()
+    assert header.split() == ["name", "parameters", "GFLOP/Mpx", "field", "margin", "classes", "licence"]
+    assert line.startswith("dubai-mobilenetv2  2.5 M")
+    assert "432 px" in line
     code, stdout, _ = atrous("models", "info", model)
     assert code == 0
-    assert "classes        class 0, class 1, class 2" in stdout
+    assert "classes          class 0, class 1, class 2" in stdout
     code, stdout, _ = atrous("models", "info", model, "--json")
     assert json.loads(stdout)["name"] == "tiny"
     expect(atrous("models", "info", "nothing"), 2, "neither a shipped model")

@@ -2,45 +2,138 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pipeline.network.checkpoint import file_sha256, read_model_spec
-from pipeline.network.footprint import parameter_bytes
-from pipeline.network.models import resolve_model
-from pipeline.network.receptive_field import margin_px
+from pipeline.network.footprint import flop_per_pixel, n_parameters
+from pipeline.network.models import resolve_model, shipped_models
+from pipeline.network.receptive_field import margin_px, receptive_field
+from pipeline.network.spec import MultiScaleSpec, NetworkSpec
+from pipeline.network.variants import Variant, variant, variant_names
 
 
 def describe(name_or_path: str) -> dict[str, Any]:
-    """Return the facts of a model as JSON-able values."""
+    """Return the facts of a model, or of a variant that has no weights yet, as JSON-able values."""
+    if name_or_path in variant_names() and not Path(name_or_path).is_file():
+        return describe_variant(variant(name_or_path))
     path = resolve_model(name_or_path)
     model = read_model_spec(path)
     return {
         "path": str(path),
         "sha256": file_sha256(path),
         **model.to_dict(),
-        "n_parameters": parameter_bytes(model.network) // 4,
-        "margin_px": margin_px(model.network),
+        **network_facts(model.network, model.multiscale),
+    }
+
+
+def describe_variant(found: Variant) -> dict[str, Any]:
+    """Return the facts of a named variant as JSON-able values."""
+    return {
+        "name": found.name,
+        "source": found.source,
+        "network": found.network.to_dict(),
+        "multiscale": found.multiscale.to_dict(),
+        **network_facts(found.network, found.multiscale),
+    }
+
+
+def describe_shipped() -> list[dict[str, Any]]:
+    """Return the facts of all shipped models."""
+    return [describe(name) for name in shipped_models()]
+
+
+def network_facts(network: NetworkSpec, multiscale: MultiScaleSpec) -> dict[str, Any]:
+    """Return what follows from a network and its scales.
+
+    Receptive field and margin are None where an image-level branch averages over the window; ``margin_without_window_px`` is the margin
+    that the network has with that branch averaging over the scene, or off.
+    """
+    reach = receptive_field(network, multiscale)
+    bounded = replace(network, image_pooling="off") if network.image_pooling == "window" else network
+    return {
+        "n_parameters": n_parameters(network),
+        "gflop_per_mpx": round(flop_per_pixel(network, multiscale) / 1000, 1),
+        "receptive_field_px": None if reach is None else reach.before_px + reach.after_px + 1,
+        "margin_px": margin_px(network, multiscale),
+        "margin_without_window_px": margin_px(bounded, multiscale),
     }
 
 
 def description_lines(facts: dict[str, Any]) -> list[str]:
     """Return what `describe` found as lines of text."""
     network = facts["network"]
-    gsd = "unknown" if facts["gsd_m"] is None else f"{facts['gsd_m']:g} m"
-    margin = "none (image-level pooling)" if facts["margin_px"] is None else f"{facts['margin_px']} px"
-    lines = [
-        f"name           {facts['name']}",
-        f"file           {facts['path']}",
-        f"sha256         {facts['sha256']}",
-        f"network        {network['architecture']} on {network['backbone']}, output stride {network['output_stride']}",
-        f"atrous rates   {', '.join(map(str, network['atrous_rates']))}",
-        f"image pooling  {network['image_pooling']}",
-        f"parameters     {facts['n_parameters'] / 1e6:.2f} M",
-        f"exact margin   {margin}",
-        f"classes        {', '.join(item['name'] for item in facts['classes'])}",
-        f"bands          {', '.join(facts['bands'])}",
-        f"trained at     {gsd} per pixel",
-        f"licence        {facts['licence']}",
+    rows = [
+        ("name", facts["name"]),
+        *((name, facts[name]) for name in ("path", "sha256", "source") if name in facts),
+        ("network", f"{network['architecture']} on {network['backbone']}, output stride {network['output_stride']}"),
+        ("atrous rates", ", ".join(map(str, network["atrous_rates"])) or "none"),
+        ("image pooling", network["image_pooling"]),
+        ("scales", _scales(facts["multiscale"])),
+        ("parameters", f"{facts['n_parameters'] / 1e6:.2f} M"),
+        ("cost", f"{facts['gflop_per_mpx']:g} GFLOP per Mpx"),
+        ("receptive field", _pixels(facts["receptive_field_px"], "the whole window (image-level pooling)")),
+        ("exact margin", _margin(facts)),
     ]
-    metrics = facts["provenance"].get("metrics", {})
-    return [*lines, *(f"mIoU           {value['mean_iou']:.3f} on {scene}" for scene, value in metrics.items())]
+    if "classes" in facts:
+        rows += _weights_rows(facts)
+    return [f"{name:<16} {value}" for name, value in rows]
+
+
+def list_lines(models: list[dict[str, Any]]) -> list[str]:
+    """Return a table with one line for each model or variant."""
+    header = ("name", "parameters", "GFLOP/Mpx", "field", "margin", "classes", "licence")
+    rows = [header, *(_list_row(facts) for facts in models)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _list_row(facts: dict[str, Any]) -> tuple[str, ...]:
+    names = [item["name"] for item in facts.get("classes", ())]
+    classes = "-" if not names else ", ".join(names) if len(names) <= 6 else f"{len(names)}"
+    return (
+        facts["name"],
+        f"{facts['n_parameters'] / 1e6:.1f} M",
+        f"{facts['gflop_per_mpx']:g}",
+        _pixels(facts["receptive_field_px"], "window"),
+        _pixels(facts["margin_px"], "none"),
+        classes,
+        facts.get("licence", "no weights"),
+    )
+
+
+def _weights_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    gsd = "unknown" if facts["gsd_m"] is None else f"{facts['gsd_m']:g} m"
+    provenance = facts["provenance"]
+    rows = [
+        ("classes", ", ".join(item["name"] for item in facts["classes"])),
+        ("bands", ", ".join(facts["bands"])),
+        ("trained at", f"{gsd} per pixel"),
+        ("licence", facts["licence"]),
+    ]
+    if "imported_from" in provenance:
+        rows.append(("imported from", f"{provenance['imported_from']} (layout {provenance['layout']})"))
+        rows += [("assumed", sentence) for sentence in provenance["assumed"]]
+    if "trained_on" in provenance:
+        rows.append(("trained on", ", ".join(provenance["trained_on"])))
+    rows += [("mIoU", f"{value['mean_iou']:.3f} on {scene}") for scene, value in provenance.get("metrics", {}).items()]
+    return rows
+
+
+def _scales(multiscale: dict[str, Any]) -> str:
+    spec = MultiScaleSpec.from_dict(multiscale)
+    if spec.is_single:
+        return "1"
+    mirrored = ", each also mirrored" if spec.flip else ""
+    return f"{', '.join(f'{scale:g}' for scale in spec.scales)}{mirrored}, fused by {spec.fusion}"
+
+
+def _margin(facts: dict[str, Any]) -> str:
+    if facts["margin_px"] is not None:
+        return f"{facts['margin_px']} px"
+    return f"none (image-level pooling); {facts['margin_without_window_px']} px with --image-pooling global or off"
+
+
+def _pixels(value: int | None, otherwise: str) -> str:
+    return otherwise if value is None else f"{value} px"

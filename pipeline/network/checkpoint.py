@@ -1,6 +1,6 @@
 """How does a model travel? As one ``.safetensors`` file whose header carries its ``ModelSpec``.
 
-Matrices and kernels are stored as float16, vectors (biases, batch statistics) as float32; loading gives
+Matrices and kernels are stored as float16 or float32, vectors (biases, batch statistics) as float32; loading gives
 float32 again. The number of batches a normalisation has seen is not stored.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,13 +23,23 @@ from pipeline.network.spec import ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+StoredKernels = Literal["float16", "float32"]
+"""How matrices and kernels are stored."""
+
 _HEADER_KEY = "atrous_model"
 _FORMAT = 1
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 
 
-def save_checkpoint(path: Path, network: DeepLab, spec: ModelSpec) -> None:
+def save_checkpoint(path: Path, network: DeepLab, spec: ModelSpec, *, kernels: StoredKernels = "float16") -> None:
     """Write ``network`` and ``spec`` to ``path``; the file appears complete or not at all.
+
+    Parameters
+    ----------
+    path, network, spec
+        The file, and what goes into it.
+    kernels
+        How matrices and kernels are stored; ``float32`` keeps every bit and takes twice the space.
 
     Raises
     ------
@@ -38,7 +48,7 @@ def save_checkpoint(path: Path, network: DeepLab, spec: ModelSpec) -> None:
     StoreError
         If the file cannot be written.
     """
-    tensors = {name: _to_stored(tensor) for name, tensor in stored_tensors(network).items()}
+    tensors = {name: _to_stored(tensor, kernels) for name, tensor in stored_tensors(network).items()}
     _check_finite(path, tensors)
     header = json.dumps({"format": _FORMAT, "model": spec.to_dict()}, sort_keys=True, allow_nan=False)
     _write_atomically(Path(path), save(tensors, metadata={_HEADER_KEY: header}))
@@ -101,8 +111,8 @@ def file_sha256(path: Path) -> str:
         raise WeightsError(f"{path} cannot be read ({error}); give the path of a file of weights") from error
 
 
-def _to_stored(tensor: Tensor) -> Tensor:
-    dtype = torch.float16 if tensor.ndim > 1 else torch.float32
+def _to_stored(tensor: Tensor, kernels: StoredKernels) -> Tensor:
+    dtype = torch.float16 if tensor.ndim > 1 and kernels == "float16" else torch.float32
     return tensor.detach().to(device="cpu", dtype=dtype).contiguous()
 
 

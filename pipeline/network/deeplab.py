@@ -37,19 +37,21 @@ class DeepLab(nn.Module):
         self.spec = spec
         self.backbone = backbone_entry(spec.backbone).build(spec)
         self.head = ScoreBranches(self.backbone, spec) if spec.has_score_branches else None
+        self.aspp: ASPP | None = None
+        self.decoder: Decoder | None = None
         if not spec.has_score_branches:
             self._add_context(self.backbone, spec)
 
     def _add_context(self, backbone: BackboneModule, spec: NetworkSpec) -> None:
         n_context = spec.aspp_channels if spec.has_aspp else backbone.high_level_channels
-        self.aspp = ASPP(backbone.high_level_channels, spec) if spec.has_aspp else None
+        if spec.has_aspp:
+            self.aspp = ASPP(backbone.high_level_channels, spec)
         self.context = nn.Sequential(
             *(
                 context_convolution(n_context, n_context, separable=spec.separable, separable_norm=spec.separable_norm)
                 for _ in range(spec.context_convolutions)
             )
         )
-        self.decoder = None
         if spec.architecture == "deeplabv3plus":
             self.decoder = Decoder(n_low_level=backbone.low_level_channels, n_context=n_context, spec=spec)
         self.classifier = nn.Conv2d(n_context if self.decoder is None else spec.decoder_channels, spec.n_classes, 1)

@@ -63,8 +63,8 @@ class MultiScale(nn.Module):
             return next(answers)
         if self.multiscale.fusion == "max":
             return _fold(torch.maximum, answers)
-        summed = _fold(torch.add, (torch.softmax(answer.float(), dim=1) for answer in answers))
-        return torch.log(summed / len(self.views) + torch.finfo(torch.float32).tiny)
+        summed = _fold(torch.add, (torch.softmax(_full_precision(answer), dim=1) for answer in answers))
+        return torch.log(summed / len(self.views) + torch.finfo(summed.dtype).tiny)
 
     @property
     def views(self) -> tuple[tuple[float, bool], ...]:
@@ -84,6 +84,11 @@ class MultiScale(nn.Module):
         mean = None if self.scene_means is None else self.scene_means[index]
         logits: Tensor = self.network(self.view(x, index), mean)
         return logits.flip(-1) if self.views[index][1] else logits
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    """Return ``x`` in at least float32, whatever autocast made of it."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _fold(join: Callable[[Tensor, Tensor], Tensor], answers: Iterator[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from factories import lively_network, texture, tiny_model_spec
+from factories import MemoryScene, lively_network, texture, tiny_model_spec
 
 from pipeline.crf import pydensecrf
 from pipeline.crf.energy import CrfSpec
@@ -23,20 +23,6 @@ from pipeline.window import Window
 SHAPE = (150, 203)
 CRF = CrfSpec(theta_alpha=4.0, theta_beta=12.0, theta_gamma=1.5, w_appearance=3.0, w_smoothness=2.0, n_steps=3, tile_px=40)
 STRETCH = Stretch(low=(10.0, 0.0, 5.0), high=(240.0, 255.0, 230.0))
-
-
-class MemoryScene:
-    """A scene that is an array, and that refuses windows outside it as real scenes do."""
-
-    def __init__(self, pixels, valid):
-        self.pixels, self.valid = pixels, valid
-        self.bands = (1, 2, 3)
-        self.info = SimpleNamespace(height=pixels.shape[1], width=pixels.shape[2], shape=pixels.shape[1:])
-
-    def read(self, window):
-        assert Window.of_shape(self.info.shape).contains(window)
-        at = window.to_slices()
-        return Tile(window=window, pixels=self.pixels[:, *at], valid=self.valid[at])
 
 
 class Spy:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SpecError
+from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import SceneSpec
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec, json_digest
 from pipeline.stretch import Stretch
@@ -82,6 +83,11 @@ CHANGES = [
     ("grid", {"overlap_px": 32}),
     ("grid", {"blend": "exact"}),
     ("grid", {"block_px": 1024}),
+    ("multiscale", {"scales": (0.5, 1.0)}),
+    ("multiscale", {"flip": True}),
+    ("multiscale", {"fusion": "max"}),
+    (None, {"image_pooling": "global"}),
+    (None, {"scene_means": ((0.5, 1.0),)}),
     (None, {"crf": None}),
     ("crf", {"theta_alpha": 66.0}),
     ("crf", {"theta_beta": 3.5}),
@@ -104,7 +110,10 @@ def test_every_setting_changes_the_digest(part, change):
 
 
 def test_the_table_of_changes_misses_no_setting():
-    parts = {"scene": SceneSpec, "stretch": Stretch, "grid": GridSpec, "crf": CrfSpec, "output": OutputSpec}
+    parts = {
+        "scene": SceneSpec, "stretch": Stretch, "grid": GridSpec,
+        "multiscale": MultiScaleSpec, "crf": CrfSpec, "output": OutputSpec,
+    }
     named = {(part, name) for part, change in CHANGES for name in change}
     expected = {(part, f.name) for part, kind in parts.items() for f in dataclasses.fields(kind)}
     expected |= {(None, f.name) for f in dataclasses.fields(SegmentSpec) if f.name not in parts} | {(None, "crf")}

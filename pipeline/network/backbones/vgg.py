@@ -23,9 +23,6 @@ _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 class VGG16(BackboneModule):
     """The 13 convolutions of VGG-16 and their pooling."""
 
-    low_level_channels = 128
-    high_level_channels = 512
-
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         self._keeps_side = spec.side_channels > 0
@@ -42,6 +39,7 @@ class VGG16(BackboneModule):
             side.append((n_out, reached))
         self.average = nn.AvgPool2d(3, stride=1, padding=1)
         self.side_channels = tuple(side[:-1])
+        self.low_level_channels, self.high_level_channels = side[2][0], n_in
 
     def forward(self, x: Tensor) -> Features:
         """Map (N, bands, H, W) to pool2, (N, 128, ...), and the last features, (N, 512, ...).

@@ -68,11 +68,13 @@ def convert(tensors: Mapping[str, Tensor], hints: Hints, config: Mapping[str, An
         network = build_network(draft.network)
     left_out = _check_keys(tensors, draft, found, expected=set(stored_tensors(network)))
     state = {ours: source.take(tensors) for ours, source in draft.keys.sources.items()}
+    _check_shapes(state, stored_tensors(network), draft, found)
     preprocessing = draft.preprocessing
     if preprocessing.channel_order == "bgr":
         state |= {name: state[name].flip(1) for name in first_kernels(network)}
         preprocessing = _reversed(preprocessing)
-    _check_shapes(state, stored_tensors(network), draft, found)
+    if draft.network.n_classes == 1:
+        network, draft = _against_background(state, draft)
     counters = {name: torch.tensor(0) for name in network.state_dict().keys() - state.keys()}
     network.load_state_dict({**state, **counters}, strict=True, assign=True)
     return Converted(layout=found, network=network.eval(), preprocessing=preprocessing, draft=draft, left_out=tuple(left_out))
@@ -124,6 +126,16 @@ def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], d
                 f"{draft.keys.sources[name].key} is {tuple(tensor.shape)}; {layout.title} has "
                 f"{tuple(expected[name].shape)} there: if it is a changed network, it cannot be imported"
             )
+
+
+def _against_background(state: dict[str, Tensor], draft: Draft) -> tuple[DeepLab, Draft]:
+    """Make two classes of one: with a score of 0 for the background, the softmax of the other is the sigmoid of its score."""
+    for name in ("classifier.weight", "classifier.bias"):
+        state[name] = torch.cat([torch.zeros_like(state[name]), state[name]])
+    assumed = (*draft.assumed, "one output channel: the score of a class against background, read through a sigmoid")
+    draft = replace(draft, network=replace(draft.network, n_classes=2), assumed=assumed)
+    with torch.device("meta"):
+        return build_network(draft.network), draft
 
 
 def _reversed(preprocessing: Preprocessing) -> Preprocessing:

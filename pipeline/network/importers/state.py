@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -64,11 +65,20 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _reason(error)
         raise WeightsError(
             f"{path} cannot be read as a file of weights ({reason}); expected tensors only, as torch.save(model.state_dict()) writes "
             "them: a file that holds other objects is refused, because loading it could run code"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what torch found, without its advice to load the file unsafely."""
+    text = str(error)
+    found = re.search(r"WeightsUnpickler error: *(\S.*)", text)
+    if found:
+        return found[1].split(". ")[0].strip()
+    return text.strip().splitlines()[0] if text.strip() and "weights_only" not in text else type(error).__name__
 
 
 def _unwrap(loaded: Any) -> Any:
