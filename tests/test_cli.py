@@ -51,6 +51,12 @@ def scene(raster):
 
 
 @pytest.fixture
+def pooling_model(tiny_model):
+    """Return a checkpoint whose network averages over its window."""
+    return tiny_model(image_pooling="window", name="pooling")
+
+
+@pytest.fixture
 def segment(atrous, model, scene):
     """Return ``run(*options, scene=, out=) -> (exit code, stdout, stderr)`` of a small serial ``atrous segment``."""
 
@@ -414,3 +420,68 @@ def test_the_installed_command_segments(scene, model, home):
     done = in_shell("segment", scene, "out.zarr", "--model", model, *SMALL, *HERE, "--json", cwd=home)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["succeeded"]
+
+
+# Scales, and the image-level branch
+
+
+def test_several_scales_are_planned_run_resumed_and_kept_apart(atrous, segment, model, scene):
+    options = ("--scales", "0.5,1", "--flip", "--fusion", "max")
+    code, stdout, _ = atrous("plan", scene, "--model", model, *SMALL, *HERE, *options)
+    assert code == 0
+    assert "scales     0.5, 1, each also mirrored (max): 2.50 times the work" in stdout
+    code, stdout, _ = atrous("plan", scene, "--model", model, *SMALL, *HERE, *options, "--json")
+    plan = json.loads(stdout)
+    assert plan["multiscale"] == {"scales": [0.5, 1.0], "flip": True, "fusion": "max", "relative_cost": 2.5}
+    assert plan["network_cost"] == pytest.approx(2.5 * plan["redundancy"], rel=1e-3)
+    assert segment(*options)[0] == 0
+    first = labels_of("out.zarr")
+    assert segment(*options)[0] == 0, "the same command goes on"
+    code, _, stderr = segment()
+    assert code == 3
+    assert "multiscale" in stderr
+    assert segment("--overwrite")[0] == 0
+    assert (labels_of("out.zarr") != first).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [
+        (("--scales", "0.1"), "smaller than the network's output stride of 16 px"),
+        (("--scales", "1,1"), "name one twice"),
+        (("--scales", "0,1"), "a scale of 0.0 was given"),
+        (("--image-pooling", "window"), "has no image-level branch"),
+    ],
+)
+def test_scales_and_pooling_that_cannot_be(segment, home, options, fragment):
+    expect(segment(*options), 2, fragment, home)
+
+
+def test_scales_that_are_no_numbers(segment):
+    code, _, stderr = segment("--scales", "half")
+    assert code == 2
+    assert "'half' was given" in stderr
+
+
+def test_the_mean_of_the_scene_is_measured_once_and_kept(atrous, segment, pooling_model, monkeypatch):
+    from workflows import segment_scene
+
+    options = ("--image-pooling", "global")
+    assert segment(*options, model=pooling_model)[0] == 0
+    labels = labels_of("out.zarr")
+    record = json.loads(Path("out.zarr.run/run.json").read_text())
+    assert np.shape(record["spec"]["scene_means"]) == (1, 320)
+    monkeypatch.setattr(segment_scene, "measure_scene_means", lambda *_, **__: pytest.fail("measured again"))
+    for path in (Path("out.zarr") / "0" / "labels" / "c").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    assert atrous("resume", "out.zarr", *HERE)[0] == 0
+    assert (labels_of("out.zarr") == labels).all()
+    assert segment(*options, model=pooling_model)[0] == 0
+    code, _, stderr = segment(model=pooling_model)
+    assert code == 3
+    assert "image_pooling" in stderr
+
+
+def test_exact_blending_of_a_pooling_model_names_the_way_out(segment, pooling_model, home):
+    expect(segment("--blend", "exact", model=pooling_model), 2, "use --image-pooling global", home)

@@ -111,7 +111,7 @@ def test_the_first_layer_of_a_bgr_checkpoint_takes_red_first(foreign, twin):
     _, network = load_network(foreign.with_suffix(".safetensors"))
     window = torch.randn(1, 3, 40, 56)
     with torch.inference_mode():
-        torch.testing.assert_close(network(window.flip(1)), twin(window), rtol=0, atol=1e-3)
+        torch.testing.assert_close(network(window.flip(1)), twin(window), rtol=1e-3, atol=1e-2)
 
 
 def test_one_output_channel_is_a_class_against_background(tmp_path):
