@@ -1,7 +1,7 @@
 """How do pixels get in? Open a raster of any kind, and read any window of it as a `Tile`.
 
-`open_scene` chooses the reader (`pipeline.zarr_scene` for Zarr directories, `pipeline.gdal_scene` for files),
-which refuses what is damaged or not local. `read_reflected` lets a window reach outside the scene::
+`open_scene` chooses the reader (`pipeline.zarr_scene` for Zarr directories, `pipeline.bmp_scene` for BMP, `pipeline.gdal_scene`
+for other files), which refuses what is damaged or not local. `read_reflected` lets a window reach outside the scene::
 
     scene     a b c d            columns 0 .. 3
     window  c b a b c d c b a b  columns -2 .. 7: the edge pixel is not repeated
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.bmp_scene import is_bmp, open_bmp_scene
 from pipeline.errors import SourceError
 from pipeline.gdal_scene import open_gdal_scene
 from pipeline.scene_info import Scene, SceneInfo, SceneSpec, Tile, local_path
@@ -41,7 +42,7 @@ def open_scene(spec: SceneSpec) -> Scene:
     if not path.exists():
         raise SourceError(f"{spec.uri} does not exist; give the path of a raster file or of a Zarr directory")
     if not path.is_dir():
-        return open_gdal_scene(spec)
+        return open_bmp_scene(spec) if is_bmp(path) else open_gdal_scene(spec)
     if is_zarr(path):
         return open_zarr_scene(spec)
     raise SourceError(f"{spec.uri} is a directory without zarr.json, .zarray or .zgroup; give a raster file or a Zarr directory")
