@@ -2,7 +2,7 @@
 
 v1 (arXiv 1412.7062), section 3.1: the fully connected layers of VGG-16 become convolutions, fc6 an atrous one. v2 (arXiv 1606.00915),
 figure 7 and section 4.1.2: one such branch per rate, their scores summed (ASPP); on ResNet-101 a branch is one atrous
-convolution to the classes. MSc (v1, section 4.2) adds branches from the image and from pooling layers, joined before the last layer.
+convolution to the classes. MSc (v1, section 4.3) adds branches from the image and from pooling layers, joined before the last layer.
 
 ::
 
@@ -28,7 +28,7 @@ _INITIAL_STD = 0.01
 
 
 class SideBranch(nn.Module):
-    """3 x 3 and 1 x 1 convolution from an early layer to the grid of the features (v1, section 4.2)."""
+    """3 x 3 and 1 x 1 convolution from an early layer to the grid of the features (v1, section 4.3)."""
 
     def __init__(self, n_in: int, n_out: int, *, stride: int) -> None:
         super().__init__()
