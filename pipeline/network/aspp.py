@@ -38,10 +38,11 @@ class ASPP(nn.Module):
     def __init__(self, n_in: int, spec: NetworkSpec) -> None:
         super().__init__()
         n_out = spec.aspp_channels
+        separable = spec.separable if spec.aspp_separable is None else spec.aspp_separable
         self.branches = nn.ModuleList([ConvNormActivation(convolution(n_in, n_out))])
         for rate in spec.effective_atrous_rates:
             self.branches.append(
-                context_convolution(n_in, n_out, rate=rate, separable=spec.separable, separable_norm=spec.separable_norm)
+                context_convolution(n_in, n_out, rate=rate, separable=separable, separable_norm=spec.separable_norm)
             )
         self.has_image_pooling = spec.image_pooling != "off"
         if self.has_image_pooling:

@@ -70,6 +70,8 @@ class NetworkSpec:
     """What the image-level branch of the ASPP averages over; ``off``: there is no such branch. v1 and v2 never have one."""
     separable: bool = True
     """Whether the 3 x 3 convolutions of ASPP and decoder are depthwise + pointwise (v3+, section 3.1)."""
+    aspp_separable: bool | None = None
+    """The same for those of the ASPP alone; None: as ``separable`` says."""
     separable_norm: bool = True
     """Whether normalisation and activation stand between the two (v3+), or only behind them (segmentation_models_pytorch)."""
     aspp_channels: int = 256
@@ -115,6 +117,8 @@ class NetworkSpec:
             raise SpecError(
                 f"cascade_blocks is {self.cascade_blocks} with {self.architecture}; only deeplabv3 is cascaded, give 0"
             )
+        if self.aspp_separable is not None and not self.has_aspp:
+            raise SpecError(f"aspp_separable is {self.aspp_separable} and this network has no ASPP; leave it out")
         if self.image_pooling != "off" and not self.has_aspp:
             raise SpecError(
                 f"image_pooling is {self.image_pooling!r} and this network has no ASPP to hold that branch; give image_pooling 'off'"

@@ -63,6 +63,7 @@ def convert(tensors: Mapping[str, Tensor], hints: Hints, config: Mapping[str, An
         If a hint contradicts the tensors.
     """
     found = _layout(tensors, layout)
+    tensors = _Named(tensors)
     draft = found.draft(tensors, hints, config)
     with torch.device("meta"):
         network = build_network(draft.network)
@@ -78,6 +79,16 @@ def convert(tensors: Mapping[str, Tensor], hints: Hints, config: Mapping[str, An
     counters = {name: torch.tensor(0) for name in network.state_dict().keys() - state.keys()}
     network.load_state_dict({**state, **counters}, strict=True, assign=True)
     return Converted(layout=found, network=network.eval(), preprocessing=preprocessing, draft=draft, left_out=tuple(left_out))
+
+
+class _Named(dict[str, "Tensor"]):
+    """A state dict that says which tensor a layout looked for in vain, where its shape was asked for."""
+
+    def __missing__(self, key: str) -> Tensor:
+        raise WeightsError(
+            f"the state dict has {len(self)} tensors and none called {key}, which its layout needs to tell the network's shape; give the "
+            "whole network, or name another layout with --layout"
+        )
 
 
 def first_kernels(network: DeepLab) -> list[str]:
@@ -116,7 +127,7 @@ def _check_keys(tensors: Mapping[str, Tensor], draft: Draft, layout: Layout, *, 
             f"the state dict looks like {layout.title} and does not fit it: {len(missing)} tensors are missing [{some(missing)}] and "
             f"{len(extra)} are left over [{some(extra)}]; if it is a changed network, it cannot be imported"
         )
-    return [key for key in unused if pattern.fullmatch(key)]
+    return unused
 
 
 def _check_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], draft: Draft, layout: Layout) -> None:

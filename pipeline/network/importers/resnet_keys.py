@@ -45,16 +45,13 @@ def map_resnet(keys: KeyMap, names: Collection[str], prefix: str) -> None:
     if f"{prefix}conv1.weight" in names:
         keys.normalised("backbone.stem", f"{prefix}conv1", f"{prefix}bn1")
     else:  # the three convolutions of the deep stem (mmsegmentation's V1c)
-        for ours, theirs in enumerate((0, 3, 6)):
-            keys.normalised(f"backbone.stem.{ours}", f"{prefix}stem.{theirs}", f"{prefix}stem.{theirs + 1}")
+        for index in range(3):
+            keys.normalised(f"backbone.stem.{index}", f"{prefix}stem.{3 * index}", f"{prefix}stem.{3 * index + 1}")
+    n_convolutions = 3 if f"{prefix}layer1.0.conv3.weight" in names else 2
     for stage in range(4):
         for block in range(n_blocks(names, f"{prefix}layer{stage + 1}.")):
-            _map_block(keys, names, f"backbone.stages.{stage}.{block}", f"{prefix}layer{stage + 1}.{block}")
-
-
-def _map_block(keys: KeyMap, names: Collection[str], ours: str, theirs: str) -> None:
-    for index in (1, 2, 3):
-        if f"{theirs}.conv{index}.weight" in names:
-            keys.normalised(f"{ours}.branch.{index - 1}", f"{theirs}.conv{index}", f"{theirs}.bn{index}")
-    if f"{theirs}.downsample.0.weight" in names:
-        keys.normalised(f"{ours}.shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1")
+            ours, theirs = f"backbone.stages.{stage}.{block}", f"{prefix}layer{stage + 1}.{block}"
+            for index in range(n_convolutions):
+                keys.normalised(f"{ours}.branch.{index}", f"{theirs}.conv{index + 1}", f"{theirs}.bn{index + 1}")
+            if block == 0 and (stage > 0 or n_convolutions == 3):  # where channels or size change
+                keys.normalised(f"{ours}.shortcut", f"{theirs}.downsample.0", f"{theirs}.downsample.1")

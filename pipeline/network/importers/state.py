@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")
+_NUMPY_NAMES = ("dtype", "ndarray", "core.multiarray.scalar", "core.multiarray._reconstruct")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
@@ -61,9 +62,25 @@ def read_config(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+class _Dropped:
+    """Stands for a number or an array of numpy beside the tensors, such as the best score so far; keeps nothing and calls nothing."""
+
+    def __init__(self, *_arguments: object) -> None: ...
+
+    def __setstate__(self, _state: object) -> None: ...
+
+
+def _stand_ins() -> list[Any]:
+    """Return one class for each name that such a pickle mentions; older versions of numpy wrote ``core``, newer ones ``_core``."""
+    names = [f"numpy.{prefix}{name}" for name in _NUMPY_NAMES for prefix in ("", "_") if not (prefix and "." not in name)]
+    pairs = [name.rpartition(".") for name in names]
+    return [type(name, (_Dropped,), {"__module__": module}) for module, _, name in pairs]
+
+
 def _load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_stand_ins()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = _reason(error)
         raise WeightsError(

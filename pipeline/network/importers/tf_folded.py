@@ -1,7 +1,7 @@
 """Google's DeepLab v3 on MobileNetV2 with the normalisations folded away: the layout of mobile releases turned into tensors.
 
-Layers are called ``stem``, ``blocks.3.depthwise``, ``image_pooling``, ``aspp0``, ``concat_projection`` and ``logits``, each with a kernel and a
-bias. The image-level branch stands first in the concatenation, and everything is resized with ``align_corners=True`` on sizes of
+Layers are called ``stem``, ``blocks.3.depthwise``, ``image_pooling``, ``aspp0``, ``concat_projection`` and ``logits``, each with a kernel
+and a bias. The image-level branch stands first in the concatenation, and everything is resized with ``align_corners=True`` on sizes of
 k * output stride + 1, on which TensorFlow's "SAME" padding is symmetric.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import WeightsError
 from pipeline.network.backbones.mobilenet_v2 import plan_blocks
 from pipeline.network.importers.keymap import KeyMap, pooling_last
 from pipeline.network.importers.layout import Draft, Hints, Layout, Preprocessing, check_n_rates, settle, settle_preprocessing
@@ -32,12 +31,6 @@ def _matches(keys: Collection[str]) -> bool:
 
 
 def _draft(tensors: Mapping[str, Tensor], hints: Hints, _config: Mapping[str, Any]) -> Draft:
-    network_keys = ("stem.weight", "image_pooling.weight", "logits.weight")
-    missing = [key for key in network_keys if key not in tensors]
-    if missing:
-        raise WeightsError(
-            f"the state dict has {' and '.join(_PAIR)}, yet no {', '.join(missing)}; a folded DeepLab has all of them: give the whole network"
-        )
     assumed: list[str] = []
     width = int(tensors["stem.weight"].shape[0]) / _STEM_CHANNELS
     usual = 16 if width >= 1 else 8
@@ -45,7 +38,7 @@ def _draft(tensors: Mapping[str, Tensor], hints: Hints, _config: Mapping[str, An
         assumed, hints.output_stride, usual, f"output stride {usual}, as the released network of width {width:g} has it"
     )
     check_n_rates(hints.atrous_rates or (), 0)
-    corners = settle(assumed, hints.align_corners, True, "align_corners=True, as in TensorFlow's DeepLab")  # noqa: FBT003
+    corners = settle(assumed, hints.align_corners, True, "align_corners=True, as in TensorFlow's DeepLab")
     network = NetworkSpec(
         n_classes=int(tensors["logits.weight"].shape[0]),
         n_bands=int(tensors["stem.weight"].shape[1]),
@@ -55,6 +48,7 @@ def _draft(tensors: Mapping[str, Tensor], hints: Hints, _config: Mapping[str, An
         backbone_eps=_BACKBONE_EPS,
         output_stride=stride,
         alignment="corner" if corners else "centre",
+        multi_grid=hints.multi_grid or (1, 1, 1),
         atrous_rates=(),
         aspp_channels=int(tensors["concat_projection.weight"].shape[0]),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import WeightsError
+from pipeline.network.importers.aspp_keys import map_aspp
 from pipeline.network.importers.keymap import KeyMap
 from pipeline.network.importers.layout import (
     Draft,
@@ -58,23 +59,16 @@ def _draft(tensors: Mapping[str, Tensor], hints: Hints, _config: Mapping[str, An
         architecture="deeplabv3",
         backbone=resnet_name(tensors.keys(), "backbone."),
         output_stride=stride,
+        alignment="corner" if hints.align_corners else "centre",
+        multi_grid=hints.multi_grid or (1, 1, 1),
         atrous_rates=rates,
         separable=False,
-        aspp_channels=int(tensors["classifier.0.project.0.weight"].shape[0]),
+        aspp_channels=int(tensors["classifier.0.convs.0.0.weight"].shape[0]),
         context_convolutions=1,
     )
     return Draft(
         network=network, keys=keys, ignored=(r"aux_classifier\..*",), preprocessing=preprocessing, assumed=tuple(assumed)
     )
-
-
-def map_aspp(keys: KeyMap, theirs: str, *, n_branches: int) -> None:
-    """Map ``<theirs>convs.0.0`` ... and ``<theirs>project.0``, plain convolutions with the image-level branch last."""
-    for index in range(n_branches - 1):
-        keys.normalised(f"aspp.branches.{index}", f"{theirs}convs.{index}.0", f"{theirs}convs.{index}.1")
-    last = n_branches - 1
-    keys.normalised(f"aspp.branches.{last}.project", f"{theirs}convs.{last}.1", f"{theirs}convs.{last}.2")
-    keys.normalised("aspp.project", f"{theirs}project.0", f"{theirs}project.1")
 
 
 LAYOUT = Layout(
