@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.grid import Lattice
+    from pipeline.network.choices import Alignment
     from pipeline.spec import Blend, GridSpec
     from pipeline.window import Window
 
@@ -83,7 +84,7 @@ def axis_weights(lattice: Lattice, index: int, *, n: int, blend: Blend) -> NDArr
     return np.asarray(np.minimum(ramp, np.float32(1)), np.float32)
 
 
-def check_grid(grid: GridSpec, *, output_stride: int, margin_px: int | None) -> None:
+def check_grid(grid: GridSpec, *, output_stride: int, margin_px: int | None, alignment: Alignment = "centre") -> None:
     """Raise SpecError unless the network can run on ``grid``.
 
     Parameters
@@ -94,11 +95,15 @@ def check_grid(grid: GridSpec, *, output_stride: int, margin_px: int | None) -> 
         Of the network. Windows start at multiples of it, or else the network samples each window on another phase.
     margin_px
         How far a pixel of the network sees, px; None with image-level pooling, where it sees the whole window.
+    alignment
+        Where the network's cells lie; with ``corner`` a window may also end just on its last cell, one pixel past a multiple.
     """
-    if grid.window_px % output_stride or grid.step_px % output_stride:
+    beyond = grid.window_px % output_stride
+    if (beyond and not (beyond == 1 and alignment == "corner")) or grid.step_px % output_stride:
+        also = f"; a window may also be one pixel more, with an overlap of as much more (such as {output_stride * 32 + 1} and 65)"
         raise SpecError(
             f"a window of {grid.window_px} px with an overlap of {grid.overlap_px} px was asked for; the network has output stride "
-            f"{output_stride}, so both must be multiples of {output_stride}"
+            f"{output_stride}, so both must be multiples of {output_stride}{also if alignment == 'corner' else ''}"
         )
     if grid.blend != "exact":
         return

@@ -157,7 +157,7 @@ def _grid(request: Request, network: NetworkSpec, multiscale: MultiScaleSpec) ->
         overlap = -(-2 * margin // unit) * unit
         if overlap < grid.window_px:
             grid = dataclasses.replace(grid, overlap_px=overlap)
-    check_grid(grid, output_stride=network.output_stride, margin_px=margin)
+    check_grid(grid, output_stride=network.output_stride, margin_px=margin, alignment=network.alignment)
     check_scales(
         multiscale,
         window_px=grid.window_px,

@@ -105,8 +105,12 @@ def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def scaled_px(side_px: int, scale: float, output_stride: int) -> int:
-    """Return the side of a window at another scale: the nearest multiple of the output stride, at least one; px."""
-    return max(round(side_px * scale / output_stride), 1) * output_stride
+    """Return the side of a window at another scale, px: the nearest multiple of the output stride, at least one.
+
+    A side of one pixel more than a multiple, as networks with aligned corners have it, keeps that pixel.
+    """
+    beyond = 1 if side_px % output_stride == 1 else 0
+    return max(round((side_px - beyond) * scale / output_stride), 1) * output_stride + beyond
 
 
 def check_scales(spec: MultiScaleSpec, *, window_px: int, step_px: int, output_stride: int, exact: bool) -> None:

@@ -159,6 +159,14 @@ def test_windows_off_the_output_stride_are_refused(window, overlap, stride):
         check_grid(grid, output_stride=stride, margin_px=32)
 
 
+def test_with_aligned_corners_a_window_may_end_on_its_last_cell():
+    check_grid(GridSpec(window_px=513, overlap_px=65), output_stride=16, margin_px=None, alignment="corner")
+    check_grid(GridSpec(window_px=512, overlap_px=64), output_stride=16, margin_px=None, alignment="corner")
+    for window, overlap, alignment in ((513, 65, "centre"), (513, 64, "corner"), (514, 66, "corner")):
+        with pytest.raises(SpecError, match="must be multiples of 16"):
+            check_grid(GridSpec(window_px=window, overlap_px=overlap), output_stride=16, margin_px=None, alignment=alignment)
+
+
 @pytest.mark.parametrize("margin", [None, 4000])
 def test_taper_runs_with_any_margin(margin):
     check_grid(GridSpec(window_px=64, overlap_px=16), output_stride=16, margin_px=margin)

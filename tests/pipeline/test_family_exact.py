@@ -85,6 +85,13 @@ def test_tiles_give_what_one_pass_gives(network, multiscale):
     assert np.abs(found - whole).max() <= TOLERANCE
 
 
+def test_windows_that_end_on_their_last_cell_give_what_one_pass_gives():
+    spec, scene, system = case_of(dataclasses.replace(V3PLUS, alignment="corner"), MultiScaleSpec())
+    grid = dataclasses.replace(spec.grid, window_px=spec.grid.window_px + 1, overlap_px=spec.grid.overlap_px + 1)
+    spec = dataclasses.replace(spec, grid=grid)
+    assert np.abs(tiled(scene, spec, system) - one_pass(scene, spec, system)).max() <= TOLERANCE
+
+
 def test_tiles_with_half_the_overlap_do_not():
     spec, scene, system = case_of(V3PLUS, MultiScaleSpec())
     half = dataclasses.replace(spec.grid, overlap_px=spec.grid.overlap_px // 4 // 16 * 16)

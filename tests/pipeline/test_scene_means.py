@@ -56,22 +56,28 @@ def test_there_is_one_for_every_view(network):
     assert np.abs(means[0] - means[2]).max() > 1e-3, "another scale has other features"
 
 
-def test_cells_in_the_reflection_beyond_the_edge_do_not_count(network):
-    scene = scene_of((64, 96))  # the second window holds 32 columns of the scene, the rest is reflection
-    pixels = (np.pad(scene.pixels.astype(np.float32), ((0, 0), (0, 0), (0, 32)), mode="reflect") - 127.5) / 60
+def test_every_cell_of_the_scene_counts_once_and_none_of_the_reflection(network):
+    scene = scene_of((64, 112))  # windows from 0, 32 and 64; the last 16 columns of the third one are reflection
+    pixels = (np.pad(scene.pixels.astype(np.float32), ((0, 0), (0, 0), (0, 16)), mode="reflect") - 127.5) / 60
     with torch.inference_mode():
-        left, right = (network.features(torch.from_numpy(pixels[None, :, :, at : at + 64])).high_level[0] for at in (0, 64))
-    expected = torch.cat([left, right[:, :, :2]], dim=2).mean(dim=(1, 2))
+        one, two, three = (
+            network.features(torch.from_numpy(pixels[None, :, :, at : at + 64])).high_level[0] for at in (0, 32, 64)
+        )
+    counted = torch.cat([one[:, :, :3], two[:, :, 1:3], three[:, :, 1:3]], dim=2)  # cells up to 48, 80 and 112 px
+    assert counted.shape[2] == 112 // 16
+    expected = counted.mean(dim=(1, 2))
     np.testing.assert_allclose(measured(scene, network)[0], expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_nodata_does_not_count(network):
-    valid = np.ones((64, 128), bool)
-    valid[:, 64:] = False
-    scene = scene_of((64, 128), valid=valid)
-    only = scene_of((64, 64))
-    only.pixels = scene.pixels[:, :, :64]
-    np.testing.assert_allclose(measured(scene, network), measured(only, network), rtol=1e-5, atol=1e-6)
+    valid = np.ones((64, 64), bool)
+    valid[:, 32:] = False
+    scene = scene_of((64, 64), valid=valid)
+    pixels = (scene.pixels.astype(np.float32) - 127.5) / 60
+    pixels[:, ~valid] = 0
+    with torch.inference_mode():
+        features = network.features(torch.from_numpy(pixels)[None]).high_level[0]
+    np.testing.assert_allclose(measured(scene, network)[0], features[:, :, :2].mean(dim=(1, 2)).numpy(), rtol=1e-4, atol=1e-5)
     assert not measured(scene_of((64, 128), valid=np.zeros((64, 128), bool)), network).any()
 
 

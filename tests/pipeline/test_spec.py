@@ -111,8 +111,12 @@ def test_every_setting_changes_the_digest(part, change):
 
 def test_the_table_of_changes_misses_no_setting():
     parts = {
-        "scene": SceneSpec, "stretch": Stretch, "grid": GridSpec,
-        "multiscale": MultiScaleSpec, "crf": CrfSpec, "output": OutputSpec,
+        "scene": SceneSpec,
+        "stretch": Stretch,
+        "grid": GridSpec,
+        "multiscale": MultiScaleSpec,
+        "crf": CrfSpec,
+        "output": OutputSpec,
     }
     named = {(part, name) for part, change in CHANGES for name in change}
     expected = {(part, f.name) for part, kind in parts.items() for f in dataclasses.fields(kind)}

@@ -66,7 +66,8 @@ def test_a_mirrored_window_gives_the_mirrored_answer(network, window):
 
 
 @pytest.mark.parametrize(
-    ("side", "scale", "expected"), [(1024, 0.75, 768), (1024, 1.75, 1792), (528, 0.75, 400), (64, 0.1, 16), (1024, 1.0, 1024)]
+    ("side", "scale", "expected"),
+    [(1024, 0.75, 768), (1024, 1.75, 1792), (528, 0.75, 400), (64, 0.1, 16), (1024, 1.0, 1024), (513, 0.5, 257)],
 )
 def test_a_scaled_window_is_the_nearest_multiple_of_the_output_stride(side, scale, expected):
     assert scaled_px(side, scale, 16) == expected
