@@ -1,5 +1,5 @@
 # make demo    segment the shipped sample scene with the shipped model, and make a picture of it
-# make test    install everything into .venv and run all tests
+# make test    install everything into .venv and run all tests, in JOBS=2 processes
 # make check   lint, types, layers, docs
 # make bench   measure the parts of a block on this machine
 
@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo-out
+JOBS ?= 2
 SOURCES := pipeline workflows cli.py tests
 
 .PHONY: demo test check bench clean
@@ -30,7 +31,7 @@ demo: $(VENV)/.installed
 	@echo "Look at $(abspath $(OUT))/map.png; $(OUT)/map.tif opens in a GIS."
 
 test: $(VENV)/.installed-check
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .
