@@ -21,7 +21,6 @@ from rich.console import Console
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from workflows.plan import Estimate, Plan
     from workflows.segment_scene import Execution, Summary
 
 from pipeline.errors import (
@@ -240,13 +239,14 @@ def resume(out: Path, **options: Any) -> int:
 @click.option("--json", is_flag=True, help="Print as JSON.")
 def status(out: Path, **options: Any) -> int:
     """Tell how far the run that makes OUT is."""
+    from workflows.report import status_lines  # noqa: PLC0415
     from workflows.status import status as read_status  # noqa: PLC0415
 
     now = read_status(out)
     if options["json"]:
         click.echo(json.dumps({**asdict(now), "n_left": now.n_left, "eta_s": now.eta_s}))
     else:
-        click.echo("\n".join(_status_lines(now)))
+        click.echo("\n".join(status_lines(now)))
     return EXIT_QUARANTINED if now.n_failed else 0
 
 
@@ -452,6 +452,7 @@ def _view(options: dict[str, Any]) -> Any:
 def _print_plan(request: Any, options: dict[str, Any]) -> int:
     from workflows.plan import calibrate, make_plan  # noqa: PLC0415
     from workflows.prepare import prepare  # noqa: PLC0415
+    from workflows.report import plan_lines  # noqa: PLC0415
 
     execution = _execution(options)
     made = make_plan(prepare(request), execution.cluster, execution.engine)
@@ -461,92 +462,23 @@ def _print_plan(request: Any, options: dict[str, Any]) -> int:
             json.dumps({**made.to_dict(), "seconds": {"network": round(estimate.network_s, 1), "crf": round(estimate.crf_s, 1)}})
         )
     else:
-        click.echo("\n".join(_plan_lines(made, estimate)))
+        click.echo("\n".join(plan_lines(made, estimate)))
     return 0
 
 
-def _plan_lines(plan: Plan, estimate: Estimate) -> list[str]:
-    spec, scene, staffing = plan.prepared.spec, plan.prepared.scene, plan.staffing
-    crf = (
-        "none"
-        if spec.crf is None
-        else f"tiles of {spec.crf.tile_px} px, halo {spec.crf.halo_px} px, {plan.n_crf_pixels / 1e6:.1f} Mpx in all"
-    )
-    staged = ", copied to tiles first" if plan.stages else ""
-    classes = ", ".join(item.name for item in plan.prepared.model.classes)
-    grid, times = spec.grid, (_duration(estimate.network_s), _duration(estimate.crf_s))
-    seen = f"every pixel is seen {plan.redundancy:.2f} times"
-    multiscale = spec.multiscale
-    scales = f"{', '.join(f'{scale:g}' for scale in multiscale.scales)}{', each also mirrored' if multiscale.flip else ''}"
-    views = (
-        []
-        if multiscale.is_single
-        else [f"scales     {scales} ({multiscale.fusion}): {multiscale.relative_cost:.2f} times the work"]
-    )
-    return [
-        f"scene      {scene.width} x {scene.height} px, {scene.n_bands} x {scene.dtype}{staged}",
-        f"model      {plan.prepared.model.name} ({classes})",
-        f"blocks     {plan.n_blocks} of {grid.block_px} px",
-        f"windows    {plan.n_windows} of {grid.window_px} px, overlap {grid.overlap_px} px: {seen}",
-        *views,
-        f"CRF        {crf}",
-        f"workers    {staffing.n_workers} x {staffing.threads} thread(s)",
-        f"memory     {plan.memory.total_bytes / 2**30:.2f} GiB per worker, of {staffing.limit_bytes / 2**30:.2f} GiB",
-        *(f"           {term.n_bytes / 2**20:8.0f} MiB  {term.name}" for term in plan.memory.terms),
-        f"time       about {_duration(estimate.total_s)} (network {times[0]}, CRF {times[1]}), from one timed window",
-    ]
-
-
-def _status_lines(now: Any) -> list[str]:
-    speed = "-" if now.pixels_per_s is None else f"{now.pixels_per_s / 1e6:.2f} Mpx/s"
-    eta = "-" if now.eta_s is None else _duration(now.eta_s)
-    return [
-        f"blocks   {now.n_blocks}: {now.n_done} done, {now.n_nodata} nodata, {now.n_failed} failed, {now.n_left} left",
-        f"pixels   {now.n_pixels_finished / 1e6:.1f} of {now.n_pixels / 1e6:.1f} Mpx",
-        f"running  {'yes' if now.running else 'no'}",
-        f"speed    {speed}",
-        f"left     {eta}",
-        *(f"failed   block {failure.block}: {failure.error}" for failure in now.failures),
-    ]
-
-
 def _report(summary: Summary, *, as_json: bool, quiet: bool) -> int:
+    from workflows.report import summary_lines  # noqa: PLC0415
+
     if as_json:
         click.echo(json.dumps({**asdict(summary), "succeeded": summary.succeeded}))
     elif not quiet:
-        click.echo("\n".join(_summary_lines(summary)))
+        click.echo("\n".join(summary_lines(summary)))
     for failure in summary.failures:
         _say(f"failed: block {failure.block}: {failure.error}")
     if summary.interrupted:
         _say(f"interrupted; go on with: atrous resume {summary.out}")
         return EXIT_TRY_AGAIN
     return EXIT_QUARANTINED if summary.failures else 0
-
-
-def _summary_lines(summary: Summary) -> list[str]:
-    labelled = sum(summary.class_counts)
-    width = max(len(name) for name in (*summary.class_names, "nodata"))
-    lines = [f"{'class':<{width}}  {'pixels':>14}  share"]
-    for name, count in zip(summary.class_names, summary.class_counts, strict=True):
-        lines.append(f"{name:<{width}}  {count:>14,}  {100 * count / max(1, labelled):5.1f} %")
-    if summary.succeeded:
-        lines.append(f"{'nodata':<{width}}  {summary.n_pixels - labelled:>14,}")
-    if summary.succeeded and labelled == 0:
-        lines.append("the scene holds nodata only: no block was segmented")
-    state = "complete" if summary.succeeded else "incomplete"
-    lines.append(
-        f"{state}: {summary.n_done} blocks done, {summary.n_nodata} nodata, {len(summary.failures)} failed of {summary.n_blocks}; "
-        f"{summary.n_new} new in {_duration(summary.seconds)}"
-    )
-    return [*lines, summary.out]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 if __name__ == "__main__":

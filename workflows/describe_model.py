@@ -13,6 +13,11 @@ from pipeline.network.receptive_field import margin_px, receptive_field
 from pipeline.network.spec import MultiScaleSpec, NetworkSpec
 from pipeline.network.variants import Variant, variant, variant_names
 
+_ALIGNMENTS = {
+    "centre": "centre: cells lie over their pixels",
+    "corner": "corner: made for windows of k x output stride + 1 px, such as --window 513 --overlap 65",
+}
+
 
 def describe(name_or_path: str) -> dict[str, Any]:
     """Return the facts of a model, or of a variant that has no weights yet, as JSON-able values."""
@@ -70,6 +75,7 @@ def description_lines(facts: dict[str, Any]) -> list[str]:
         ("network", f"{network['architecture']} on {network['backbone']}, output stride {network['output_stride']}"),
         ("atrous rates", ", ".join(map(str, network["atrous_rates"])) or "none"),
         ("image pooling", network["image_pooling"]),
+        ("alignment", _ALIGNMENTS[network["alignment"]]),
         ("scales", _scales(facts["multiscale"])),
         ("parameters", f"{facts['n_parameters'] / 1e6:.2f} M"),
         ("cost", f"{facts['gflop_per_mpx']:g} GFLOP per Mpx"),

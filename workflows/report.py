@@ -1,0 +1,83 @@
+"""What does a person read of a plan, of a run's status, and of its end? Results as lines of text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workflows.plan import Estimate, Plan
+    from workflows.segment_scene import Summary
+
+
+def plan_lines(plan: Plan, estimate: Estimate) -> list[str]:
+    """Return what a run would do and cost."""
+    spec, scene, staffing = plan.prepared.spec, plan.prepared.scene, plan.staffing
+    crf = (
+        "none"
+        if spec.crf is None
+        else f"tiles of {spec.crf.tile_px} px, halo {spec.crf.halo_px} px, {plan.n_crf_pixels / 1e6:.1f} Mpx in all"
+    )
+    staged = ", copied to tiles first" if plan.stages else ""
+    classes = ", ".join(item.name for item in plan.prepared.model.classes)
+    grid, times = spec.grid, (_duration(estimate.network_s), _duration(estimate.crf_s))
+    seen = f"every pixel is seen {plan.redundancy:.2f} times"
+    multiscale = spec.multiscale
+    scales = f"{', '.join(f'{scale:g}' for scale in multiscale.scales)}{', each also mirrored' if multiscale.flip else ''}"
+    views = (
+        []
+        if multiscale.is_single
+        else [f"scales     {scales} ({multiscale.fusion}): {multiscale.relative_cost:.2f} times the work"]
+    )
+    return [
+        f"scene      {scene.width} x {scene.height} px, {scene.n_bands} x {scene.dtype}{staged}",
+        f"model      {plan.prepared.model.name} ({classes})",
+        f"blocks     {plan.n_blocks} of {grid.block_px} px",
+        f"windows    {plan.n_windows} of {grid.window_px} px, overlap {grid.overlap_px} px: {seen}",
+        *views,
+        f"CRF        {crf}",
+        f"workers    {staffing.n_workers} x {staffing.threads} thread(s)",
+        f"memory     {plan.memory.total_bytes / 2**30:.2f} GiB per worker, of {staffing.limit_bytes / 2**30:.2f} GiB",
+        *(f"           {term.n_bytes / 2**20:8.0f} MiB  {term.name}" for term in plan.memory.terms),
+        f"time       about {_duration(estimate.total_s)} (network {times[0]}, CRF {times[1]}), from one timed window",
+    ]
+
+
+def status_lines(now: Any) -> list[str]:
+    """Return how far a run is."""
+    speed = "-" if now.pixels_per_s is None else f"{now.pixels_per_s / 1e6:.2f} Mpx/s"
+    eta = "-" if now.eta_s is None else _duration(now.eta_s)
+    return [
+        f"blocks   {now.n_blocks}: {now.n_done} done, {now.n_nodata} nodata, {now.n_failed} failed, {now.n_left} left",
+        f"pixels   {now.n_pixels_finished / 1e6:.1f} of {now.n_pixels / 1e6:.1f} Mpx",
+        f"running  {'yes' if now.running else 'no'}",
+        f"speed    {speed}",
+        f"left     {eta}",
+        *(f"failed   block {failure.block}: {failure.error}" for failure in now.failures),
+    ]
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """Return how a run ended."""
+    labelled = sum(summary.class_counts)
+    width = max(len(name) for name in (*summary.class_names, "nodata"))
+    lines = [f"{'class':<{width}}  {'pixels':>14}  share"]
+    for name, count in zip(summary.class_names, summary.class_counts, strict=True):
+        lines.append(f"{name:<{width}}  {count:>14,}  {100 * count / max(1, labelled):5.1f} %")
+    if summary.succeeded:
+        lines.append(f"{'nodata':<{width}}  {summary.n_pixels - labelled:>14,}")
+    if summary.succeeded and labelled == 0:
+        lines.append("the scene holds nodata only: no block was segmented")
+    state = "complete" if summary.succeeded else "incomplete"
+    lines.append(
+        f"{state}: {summary.n_done} blocks done, {summary.n_nodata} nodata, {len(summary.failures)} failed of {summary.n_blocks}; "
+        f"{summary.n_new} new in {_duration(summary.seconds)}"
+    )
+    return [*lines, summary.out]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
