@@ -384,9 +384,10 @@ def test_models(atrous, model):
     code, stdout, _ = atrous("models", "list")
     assert code == 0
     header, line = stdout.splitlines()
-    assert header.split() == ["name", "parameters", "GFLOP/Mpx", "field", "margin", "classes", "licence"]
+    assert header.split() == ["name", "parameters", "GFLOP/Mpx", "field", "margin", "classes", "from", "licence"]
     assert line.startswith("dubai-mobilenetv2  2.5 M")
     assert "432 px" in line
+    assert "trained on 4 scenes" in line
     code, stdout, _ = atrous("models", "info", model)
     assert code == 0
     assert "classes          class 0, class 1, class 2" in stdout

@@ -89,7 +89,7 @@ def description_lines(facts: dict[str, Any]) -> list[str]:
 
 def list_lines(models: list[dict[str, Any]]) -> list[str]:
     """Return a table with one line for each model or variant."""
-    header = ("name", "parameters", "GFLOP/Mpx", "field", "margin", "classes", "licence")
+    header = ("name", "parameters", "GFLOP/Mpx", "field", "margin", "classes", "from", "licence")
     rows = [header, *(_list_row(facts) for facts in models)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -105,8 +105,18 @@ def _list_row(facts: dict[str, Any]) -> tuple[str, ...]:
         _pixels(facts["receptive_field_px"], "window"),
         _pixels(facts["margin_px"], "none"),
         classes,
+        _origin(facts),
         facts.get("licence", "no weights"),
     )
+
+
+def _origin(facts: dict[str, Any]) -> str:
+    """Return in few words where weights come from."""
+    provenance = facts.get("provenance", {})
+    if "imported_from" in provenance:
+        return f"{provenance['imported_from']} ({provenance['layout']})"
+    trained_on = provenance.get("trained_on", ())
+    return f"trained on {len(trained_on)} scenes" if trained_on else facts.get("source", "-")
 
 
 def _weights_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -89,7 +89,7 @@ def test_a_variant_is_described_without_weights():
     assert value_of(lines, "atrous rates") == ["2, 4, 8, 12"]
     assert value_of(lines, "source")
     assert not value_of(lines, "licence")
-    assert list_lines([facts])[1].endswith("-        no weights")
+    assert list_lines([facts])[1].endswith("-        v2, table 3  no weights")
 
 
 def test_a_file_wins_over_a_variant_of_its_name(written, tmp_path, monkeypatch):

@@ -69,17 +69,17 @@ def test_a_photo_of_many_windows_shows_one_cat(segment, weights):
 
 
 def test_the_small_network_gives_through_the_command_what_it_gives_alone(segment, weights):
-    """Alone it sees 257 x 257 pixels, as TFLite, with which it agrees everywhere; here a window of 264, whose rest is mirrored."""
+    """Alone it sees 257 x 257 pixels, as TensorFlow Lite, with which it agrees at every pixel; a window of that size sees the same."""
     side = 257
     photo = Image.open(weights / "bird_segmentation.bmp").resize((side, side), Image.Resampling.BILINEAR)
     photo.save("bird.png")
-    labels = segment("deeplabv3_257_mv_gpu", "bird.png", "--window", "264", "--overlap", "64")
+    labels = segment("deeplabv3_257_mv_gpu", "bird.png", "--window", "257", "--overlap", "65")
     network = imported(read_state(weights / "deeplabv3_257_mv_gpu.torch.pth")).network
     x = (torch.tensor(np.asarray(photo), dtype=torch.float32) - 127.5) / 127.5
     with torch.inference_mode():
         alone = network(x.permute(2, 0, 1)[None])[0].argmax(0).numpy()
     mask = Image.open(weights / "bird_segmentation_mask.bmp").resize((side, side), Image.Resampling.NEAREST)
-    assert (labels == alone).mean() >= 0.99
+    assert (labels == alone).mean() >= 0.9999
     assert (labels == np.asarray(mask)).mean() >= 0.96
 
 
