@@ -81,6 +81,16 @@ class Staging:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measuring:
+    """The mean features of the scene are being measured, for an image-level branch that averages over it."""
+
+    done: int
+    """Network windows looked at."""
+    total: int
+    """Windows in all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
     """Something the user should read once."""
 
@@ -88,7 +98,7 @@ class Notice:
     """One sentence."""
 
 
-Event = RunStarted | Staging | Notice | BlockReceipt | BlockFailure
+Event = RunStarted | Staging | Measuring | Notice | BlockReceipt | BlockFailure
 Listener = Callable[[Event], None]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from workflows.events import BlockFailure, BlockReceipt, Notice, RunStarted, Staging
+from workflows.events import BlockFailure, BlockReceipt, Measuring, Notice, RunStarted, Staging
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -56,6 +56,8 @@ class ProgressView:
             self._start(event)
         elif isinstance(event, Staging):
             self.advance("copying to tiles", done=event.done, total=event.total)
+        elif isinstance(event, Measuring):
+            self.advance("measuring the scene's mean", done=event.done, total=event.total)
         elif isinstance(event, Notice):
             self.say(event.text)
         elif isinstance(event, BlockFailure):

@@ -28,7 +28,7 @@ from pipeline.spec import SegmentSpec
 from pipeline.staging import needs_staging, stage
 from pipeline.store import StoreLayout, check_receipt, create_store, is_store, remove_partials, remove_store
 from workflows.cluster import WORKER_TTL_HINT, ClusterSpec, executor_for
-from workflows.events import BlockFailure, BlockReceipt, Listener, Notice, RunStarted, Staging, ignore
+from workflows.events import BlockFailure, BlockReceipt, Listener, Measuring, Notice, RunStarted, Staging, ignore
 from workflows.failures import write_failures
 from workflows.fingerprint import hard_fields, soft_fields
 from workflows.interrupt import stop_on_signal
@@ -163,11 +163,18 @@ class _Run:
         """Return the spec of a run that begins, with the means of the scene where the network needs them."""
         prepared = self._prepared
         if prepared.network.image_pooling == "global":
-            self._listen(Notice(text="measuring the scene's mean features for the image-level branch"))
             model, network = load_network(Path(prepared.spec.model_path))
             network = network.to(choose_device(self._execution.engine))
             with open_scene(self._source()) as scene:
-                self._use_means(measure_scene_means(scene, network, model=model, spec=prepared.spec))
+                self._use_means(
+                    measure_scene_means(
+                        scene,
+                        network,
+                        model=model,
+                        spec=prepared.spec,
+                        on_progress=lambda done, total: self._listen(Measuring(done=done, total=total)),
+                    )
+                )
         return with_absolute_paths(self._prepared.spec)
 
     def _use_means(self, means: tuple[tuple[float, ...], ...]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from workflows import progress
-from workflows.events import BlockFailure, Notice, RunStarted, Staging
+from workflows.events import BlockFailure, Measuring, Notice, RunStarted, Staging
 from workflows.progress import ProgressView
 
 STARTED = RunStarted(n_blocks=4, n_finished=1, pixels_left=36, n_workers=2, dashboard="http://127.0.0.1:8787/status")
@@ -75,6 +75,7 @@ def test_quiet_says_nothing(screen, receipt):
             STARTED,
             Notice(text="x"),
             Staging(done=1, total=2),
+            Measuring(done=1, total=2),
             receipt(),
             BlockFailure(block=(0, 0), error="x", attempts=1),
         ):
@@ -82,13 +83,14 @@ def test_quiet_says_nothing(screen, receipt):
     assert screen.getvalue() == ""
 
 
-def test_staging_has_a_bar_of_its_own(screen, receipt):
+@pytest.mark.parametrize(("event", "title"), [(Staging, "copying to tiles"), (Measuring, "measuring the scene's mean")])
+def test_what_comes_before_the_blocks_has_a_bar_of_its_own(screen, receipt, event, title):
     with view_of(screen, terminal=True) as view:
-        view(Staging(done=5, total=10))
-        view(Staging(done=10, total=10))
+        view(event(done=5, total=10))
+        view(event(done=10, total=10))
         view(STARTED)
         view(receipt(n_pixels=36))
-    assert "copying to tiles" in screen.getvalue()
+    assert title in screen.getvalue()
     assert "segmenting" in screen.getvalue()
 
 
