@@ -18,7 +18,8 @@ def plan_lines(plan: Plan, estimate: Estimate) -> list[str]:
         else f"tiles of {spec.crf.tile_px} px, halo {spec.crf.halo_px} px, {plan.n_crf_pixels / 1e6:.1f} Mpx in all"
     )
     staged = ", copied to tiles first" if plan.stages else ""
-    classes = ", ".join(item.name for item in plan.prepared.model.classes)
+    names = [item.name for item in plan.prepared.model.classes]
+    classes = ", ".join(names) if len(names) <= 8 else f"{len(names)} classes"
     grid, times = spec.grid, (_duration(estimate.network_s), _duration(estimate.crf_s))
     seen = f"every pixel is seen {plan.redundancy:.2f} times"
     multiscale = spec.multiscale

@@ -135,6 +135,7 @@ def test_a_second_client_leaves_with_75_while_the_first_one_works(job: tuple[Pat
     out = tmp_path / "out.zarr"
     with started(segment(scene, model, out, "--workers", "1")) as process:
         wait_for(out, 1, process)
+        os.kill(process.pid, signal.SIGSTOP)  # or it might end before the second one has started
         second = subprocess.run(command("resume", out, "-q"), capture_output=True, text=True, timeout=120, check=False)
         assert second.returncode == 75
         assert "being worked on" in second.stderr
