@@ -484,5 +484,16 @@ def test_the_mean_of_the_scene_is_measured_once_and_kept(atrous, segment, poolin
     assert "image_pooling" in stderr
 
 
+def test_a_scene_that_breaks_while_its_mean_is_measured_leaves_nothing(segment, pooling_model, home, monkeypatch):
+    from pipeline.errors import SourceError
+    from workflows import segment_scene
+
+    def breaks(*_, **__):
+        raise SourceError("scene.tif cannot be read at row 3; copy it again")
+
+    monkeypatch.setattr(segment_scene, "measure_scene_means", breaks)
+    expect(segment("--image-pooling", "global", model=pooling_model), 65, "cannot be read at row 3", home)
+
+
 def test_exact_blending_of_a_pooling_model_names_the_way_out(segment, pooling_model, home):
     expect(segment("--blend", "exact", model=pooling_model), 2, "use --image-pooling global", home)

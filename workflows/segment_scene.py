@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import choose_device
-from pipeline.errors import StoreError, StoreMismatchError
+from pipeline.errors import PipelineError, StoreError, StoreMismatchError
 from pipeline.grid import Blocks
 from pipeline.network.checkpoint import load_network
 from pipeline.scene import SceneSpec, open_scene
@@ -142,9 +142,7 @@ class _Run:
             _remove_run(self._paths)
         new = _new_record(self._prepared, self._execution.engine)
         if not self._paths.record.exists():
-            new = dataclasses.replace(new, spec=self._measured().to_dict())
-            _begin(self._paths, self._prepared, new)
-            return new
+            return self._begin(new)
         old = read_record(self._paths)
         self._use_means(SegmentSpec.from_dict(old.spec).scene_means)
         warnings = check_same(self._paths, old, new)
@@ -158,6 +156,17 @@ class _Run:
         if not self._paths.out.exists():
             create_store(self._paths.out, _layout(self._prepared, new.hard))
         return old
+
+    def _begin(self, new: RunRecord) -> RunRecord:
+        """Measure what the network needs to know of the scene, write the record and the empty store; where that fails, leave nothing."""
+        try:
+            new = dataclasses.replace(new, spec=self._measured().to_dict())
+            write_record(self._paths, new)
+            create_store(self._paths.out, _layout(self._prepared, new.hard))
+        except PipelineError:
+            shutil.rmtree(self._paths.folder, ignore_errors=True)
+            raise
+        return new
 
     def _measured(self) -> SegmentSpec:
         """Return the spec of a run that begins, with the means of the scene where the network needs them."""
@@ -306,16 +315,6 @@ def _remove_run(paths: RunPaths) -> None:
         remove_store(paths.out)
     for path in (paths.journal, paths.failures, paths.scratch):
         path.unlink(missing_ok=True)
-
-
-def _begin(paths: RunPaths, prepared: Prepared, record: RunRecord) -> None:
-    """Write the record and the empty store; where one of them cannot be made, leave nothing."""
-    try:
-        write_record(paths, record)
-        create_store(paths.out, _layout(prepared, record.hard))
-    except StoreError:
-        shutil.rmtree(paths.folder, ignore_errors=True)
-        raise
 
 
 def _new_record(prepared: Prepared, engine: EngineSpec) -> RunRecord:
