@@ -53,6 +53,13 @@ def parameter_bytes(spec: NetworkSpec) -> int:
 
 
 @cache
+def largest_kernel_bytes(spec: NetworkSpec) -> int:
+    """Return the size of the largest parameter in float32, bytes: the convolution library makes a reordered copy of one at a time."""
+    with torch.device("meta"):
+        return 4 * max(parameter.numel() for parameter in build_network(spec).parameters())
+
+
+@cache
 def flop_per_pixel(spec: NetworkSpec, multiscale: MultiScaleSpec | None = None) -> float:
     """Return the floating-point operations (two per multiplication with addition) per pixel of a window; 1 GFLOP per Mpx is 1000."""
     side = 1024

@@ -10,6 +10,8 @@ from pipeline.errors import MemoryBudgetError
 from pipeline.georef import Georef
 from pipeline.grid import Blocks
 from pipeline.memory import MemoryBound, MemoryTerm, bound
+from pipeline.network.footprint import largest_kernel_bytes, parameter_bytes
+from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import SceneInfo, SceneSpec
 from pipeline.segment import locate
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
@@ -107,6 +109,14 @@ def test_windows_cost_as_many_times_as_run_at_once():
     for name in ("network activations", "window probabilities"):
         assert four[name] == pytest.approx(4 * one[name], rel=1e-6)
     assert four["pixels read"] == one["pixels read"]
+
+
+def test_scales_and_weights_cost_memory():
+    several = dataclasses.replace(spec_of(), multiscale=MultiScaleSpec(scales=(0.5, 1.5)))
+    one, more = terms_of(spec_of(), scene_of(9000, 9000)), terms_of(several, scene_of(9000, 9000))
+    assert more["network activations"] > 1.5**2 * one["network activations"]
+    assert largest_kernel_bytes(MODEL.network) == 4 * 960 * 320, "the last projection of MobileNetV2"
+    assert one["process"] > 2 * parameter_bytes(MODEL.network) + largest_kernel_bytes(MODEL.network)
 
 
 def test_wider_pixels_and_kept_probabilities_cost_more():

@@ -27,15 +27,15 @@ finally:
 """
 
 
-def peak_bytes(scene: Path, model: Path, out: Path) -> int:
+def peak_bytes(scene: Path, model: Path, out: Path, *options: str) -> int:
     """Segment in a process of its own and return its peak resident memory, bytes."""
-    words = [sys.executable, "-c", REPORT, "segment", str(scene), str(out), "--model", str(model), *GRID, *RUN, "-q"]
+    words = [sys.executable, "-c", REPORT, "segment", str(scene), str(out), "--model", str(model), *GRID, *RUN, *options, "-q"]
     printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     return int(printed.split()[1]) * 1024
 
 
-def bound_bytes(scene: Path, model: Path) -> int:
-    words = [sys.executable, "-m", "cli", "plan", str(scene), "--model", str(model), *GRID, *RUN, "--json"]
+def bound_bytes(scene: Path, model: Path, *options: str) -> int:
+    words = [sys.executable, "-m", "cli", "plan", str(scene), "--model", str(model), *GRID, *RUN, *options, "--json"]
     plan = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
     return int(plan["memory"]["bytes_per_worker"])
 
@@ -50,3 +50,13 @@ def test_the_peak_is_flat_and_below_the_bound_by_less_than_a_factor_of_two(
     assert abs(peaks[1] - peaks[0]) < 0.15 * peaks[0]
     assert bounds[1] == pytest.approx(bounds[0], rel=0.01)  # inner blocks touch a window more than the first ones
     assert max(peaks) < bounds[0] < 2 * min(peaks)
+
+
+def test_the_bound_holds_for_a_resnet_at_several_scales(
+    raster: Callable[..., Path], tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    scene = raster(height=512, width=512)
+    model = tiny_model(architecture="deeplabv3", backbone="resnet50", separable=False, name="resnet")
+    options = ("--scales", "0.75,1.25", "--flip")
+    peak = peak_bytes(scene, model, tmp_path / "out.zarr", *options)
+    assert peak < bound_bytes(scene, model, *options) < 2 * peak
