@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from pipeline.errors import SourceError, SpecError
 from pipeline.network.checkpoint import file_sha256, read_model_spec
 from pipeline.network.image_pooling import with_image_pooling
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
-from pipeline.network.multiscale import check_scales, exactly
+from pipeline.network.multiscale import check_scales, unit_px
 from pipeline.network.receptive_field import margin_px
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene
@@ -153,7 +152,7 @@ def _multiscale(request: Request, model: ModelSpec) -> MultiScaleSpec:
 def _grid(request: Request, network: NetworkSpec, multiscale: MultiScaleSpec) -> GridSpec:
     grid, margin = request.grid, margin_px(network, multiscale)
     if grid.blend == "exact" and request.overlap_is_default and margin is not None:
-        unit = network.output_stride * math.lcm(*(exactly(scale).denominator for scale in multiscale.scales))
+        unit = unit_px(multiscale, network.output_stride)
         overlap = -(-2 * margin // unit) * unit
         if overlap < grid.window_px:
             grid = dataclasses.replace(grid, overlap_px=overlap)

@@ -14,6 +14,7 @@ of two windows is a multiple of the output stride, both see a pixel that they sh
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -69,8 +70,7 @@ class MultiScale(nn.Module):
     @property
     def views(self) -> tuple[tuple[float, bool], ...]:
         """(scale, mirrored) of each time that the network sees a window."""
-        flips = (False, True) if self.multiscale.flip else (False,)
-        return tuple((scale, flip) for scale in self.multiscale.scales for flip in flips)
+        return self.multiscale.views
 
     def view(self, x: Tensor, index: int) -> Tensor:
         """Return what the network sees of ``x`` (N, bands, H, W) the ``index``-th time."""
@@ -111,6 +111,11 @@ def scaled_px(side_px: int, scale: float, output_stride: int) -> int:
     """
     beyond = 1 if side_px % output_stride == 1 else 0
     return max(round((side_px - beyond) * scale / output_stride), 1) * output_stride + beyond
+
+
+def unit_px(spec: MultiScaleSpec, output_stride: int) -> int:
+    """Return the smallest side whose multiples are multiples of the output stride at every scale, px."""
+    return output_stride * math.lcm(*(exactly(scale).denominator for scale in spec.scales))
 
 
 def check_scales(spec: MultiScaleSpec, *, window_px: int, step_px: int, output_stride: int, exact: bool) -> None:

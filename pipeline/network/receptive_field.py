@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.network.deeplab import DeepLab, build_network
-from pipeline.network.multiscale import MultiScale, exactly
+from pipeline.network.multiscale import MultiScale, unit_px
 from pipeline.network.spec import MultiScaleSpec, NetworkSpec
 
 if TYPE_CHECKING:
@@ -136,11 +136,10 @@ def _trace(network: nn.Module, multiscale: MultiScaleSpec) -> Reach | None:
     """Run ``network`` on a window without values whose side is a multiple of the output stride at every scale."""
     deeplab = _deeplab(network)
     spec = deeplab.spec
-    side = 4 * spec.output_stride * math.lcm(*(exactly(scale).denominator for scale in multiscale.scales))
+    side = 4 * unit_px(multiscale, spec.output_stride)
     means = None
     if spec.image_pooling == "global":
-        n_views = len(multiscale.scales) * (2 if multiscale.flip else 1)
-        means = torch.empty(n_views, deeplab.backbone.high_level_channels, device="meta")
+        means = torch.empty(len(multiscale.views), deeplab.backbone.high_level_channels, device="meta")
     wrapped = MultiScale(deeplab, multiscale, means)
     tensors = (*wrapped.named_parameters(), *wrapped.named_buffers())
     without_values = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors}

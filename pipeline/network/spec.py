@@ -216,9 +216,14 @@ class MultiScaleSpec:
         return self.scales == (1.0,) and not self.flip
 
     @property
+    def views(self) -> tuple[tuple[float, bool], ...]:
+        """(scale, mirrored) of each time that the network sees a window."""
+        return tuple((scale, flip) for scale in self.scales for flip in ((False, True) if self.flip else (False,)))
+
+    @property
     def relative_cost(self) -> float:
         """Pixels that the network sees per pixel of a window."""
-        return sum(scale**2 for scale in self.scales) * (2 if self.flip else 1)
+        return sum(scale**2 for scale, _ in self.views)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""

@@ -6,7 +6,6 @@ take minutes. At the end every named variant runs with its real width, on a stri
 
 import copy
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from pipeline.grid import Blocks
 from pipeline.network.backbones import resnet, vgg
 from pipeline.network.deeplab import build_network
 from pipeline.network.image_pooling import assemble, with_image_pooling
-from pipeline.network.multiscale import exactly
+from pipeline.network.multiscale import unit_px
 from pipeline.network.receptive_field import margin_px
 from pipeline.network.spec import MultiScaleSpec, NetworkSpec
 from pipeline.network.variants import variant, variant_names
@@ -146,7 +145,7 @@ def case_of(network, multiscale, shape=None):
     """Return spec, scene and running network, with an overlap of just what ``exact`` needs, and about three windows by two."""
     model = model_of(network)
     built = lively_network(network, seed=2)
-    unit = network.output_stride * math.lcm(*(exactly(scale).denominator for scale in multiscale.scales))
+    unit = unit_px(multiscale, network.output_stride)
     overlap = -(-2 * margin_px(network, multiscale) // unit) * unit
     step = -(-64 // unit) * unit
     spec = SegmentSpec(
