@@ -1,14 +1,16 @@
-"""The CRF of a tile against pydensecrf's own 2-D interface and against a mean field over all pairs."""
+"""The CRF of a tile against pydensecrf's own interface for images and against the mean field over all pairs."""
+
+import dataclasses
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from pipeline.crf import pydensecrf
+from pipeline.crf import exact, pydensecrf
 from pipeline.crf.energy import CrfSpec
-from pipeline.errors import MissingDependencyError
+from pipeline.errors import MissingDependencyError, SpecError
 
 dcrf = pytest.importorskip("pydensecrf.densecrf")
+from pydensecrf.utils import create_pairwise_bilateral, create_pairwise_gaussian, unary_from_softmax  # noqa: E402
 
 SPEC = CrfSpec(theta_alpha=4.0, theta_beta=10.0, theta_gamma=1.5, w_appearance=4.0, w_smoothness=3.0, n_steps=5)
 SHAPE = (13, 22)
@@ -35,18 +37,22 @@ def everywhere(shape=SHAPE):
         pytest.param({"w_smoothness": 0.0}, id="appearance"),
         pytest.param({"w_appearance": 0.0}, id="smoothness"),
         pytest.param({"n_steps": 1, "theta_gamma": 3.0}, id="one step"),
+        pytest.param({"compatibility": ((0, 2, 0.5), (2, 0, 1), (0.5, 1, 0))}, id="matrix"),
     ],
 )
 def test_a_tile_is_what_pydensecrf_makes_of_the_image(changes):
-    spec = CrfSpec(**{**{name: getattr(SPEC, name) for name in SPEC.__slots__}, **changes})
+    spec = dataclasses.replace(SPEC, **changes)
     probabilities, guide = tile_of()
-    image = np.ascontiguousarray(guide.astype(np.uint8).transpose(1, 2, 0))
-    crf = dcrf.DenseCRF2D(SHAPE[1], SHAPE[0], 3)
+    image = guide.astype(np.uint8).transpose(1, 2, 0)
+    costs = 1.0 if spec.compatibility is None else np.array(spec.compatibility, np.float32)
+    crf = dcrf.DenseCRF(SHAPE[0] * SHAPE[1], 3)
     crf.setUnaryEnergy(np.ascontiguousarray(-np.log(np.clip(probabilities, 1e-5, 1)).reshape(3, -1)))
     if spec.w_smoothness:
-        crf.addPairwiseGaussian(sxy=spec.theta_gamma, compat=spec.w_smoothness)
+        features = create_pairwise_gaussian(sdims=(spec.theta_gamma,) * 2, shape=SHAPE)
+        crf.addPairwiseEnergy(features, compat=spec.w_smoothness * costs)
     if spec.w_appearance:
-        crf.addPairwiseBilateral(sxy=spec.theta_alpha, srgb=spec.theta_beta, rgbim=image, compat=spec.w_appearance)
+        features = create_pairwise_bilateral(sdims=(spec.theta_alpha,) * 2, schan=(spec.theta_beta,) * 3, img=image, chdim=2)
+        crf.addPairwiseEnergy(features, compat=spec.w_appearance * costs)
     expected = np.array(crf.inference(spec.n_steps)).reshape(3, *SHAPE)
     refined = pydensecrf.refine(probabilities, guide, everywhere(), spec)
     assert refined.dtype == np.float32
@@ -55,8 +61,6 @@ def test_a_tile_is_what_pydensecrf_makes_of_the_image(changes):
 
 
 def test_probabilities_of_0_and_1_are_kept_finite_as_by_unary_from_softmax():
-    from pydensecrf.utils import unary_from_softmax
-
     certain = np.zeros((2, 3, 5), np.float32)
     certain[0] = 1
     guide = np.zeros((1, 3, 5), np.float32)
@@ -70,45 +74,23 @@ def test_probabilities_of_0_and_1_are_kept_finite_as_by_unary_from_softmax():
     np.testing.assert_allclose(refined, expected, atol=1e-6)
 
 
-def mean_field(probabilities, guide, spec):
-    """Return the marginals with every pair of pixels in float64.
-
-    The kernels hold the pair of a pixel with itself and are divided by the roots of the row sums of both pixels (pydensecrf's
-    NORMALIZE_SYMMETRIC); all pixels move at once.
-    """
-    n_classes, height, width = probabilities.shape
-    rows, cols = np.mgrid[:height, :width]
-    positions = np.stack([rows.ravel(), cols.ravel()]).astype(float)
-    appearance = np.concatenate([positions / spec.theta_alpha, guide.reshape(len(guide), -1) / spec.theta_beta])
-    coupling = np.zeros((height * width, height * width))
-    for features, weight in ((appearance, spec.w_appearance), (positions / spec.theta_gamma, spec.w_smoothness)):
-        kernel = np.exp(-((features[:, :, None] - features[:, None, :]) ** 2).sum(axis=0) / 2)
-        root = np.sqrt(kernel.sum(axis=1))
-        coupling += weight * kernel / root[:, None] / root[None, :]
-    unary = -np.log(np.clip(probabilities.reshape(n_classes, -1).astype(float), 1e-5, 1))
-    marginals = np.exp(-unary) / np.exp(-unary).sum(axis=0)
-    for _ in range(spec.n_steps):
-        raised = np.exp(marginals @ coupling - unary)
-        marginals = raised / raised.sum(axis=0)
-    return marginals.reshape(probabilities.shape)
-
-
 @pytest.mark.parametrize(
     "spec",
     [
         pytest.param(CrfSpec(theta_gamma=2.0, w_smoothness=2.0, w_appearance=0.0, n_steps=5), id="smoothness"),
         pytest.param(CrfSpec(theta_alpha=3.0, theta_beta=20.0, w_smoothness=0.0, w_appearance=2.0, n_steps=5), id="appearance"),
         pytest.param(SPEC, id="both"),
+        pytest.param(dataclasses.replace(SPEC, compatibility=((0, 1, 1), (1, 0, 0.2), (1, 0.2, 0))), id="matrix"),
     ],
 )
 def test_the_marginals_are_those_of_the_mean_field_over_all_pairs(spec):
     """The lattice's filter is approximate: 0.06 at the worst pixel and 0.01 on average are allowed."""
     probabilities, guide = tile_of((8, 9))
     refined = pydensecrf.refine(probabilities, guide, everywhere((8, 9)), spec)
-    exact = mean_field(probabilities, guide, spec)
-    assert np.abs(exact - probabilities).max() > 0.12, "or the tolerance would say nothing"
-    assert np.abs(refined - exact).max() < 0.06
-    assert np.abs(refined - exact).mean() < 0.01
+    expected = exact.refine(probabilities, guide, everywhere((8, 9)), spec)
+    assert np.abs(expected - probabilities).max() > 0.12, "or the tolerance would say nothing"
+    assert np.abs(refined - expected).max() < 0.06
+    assert np.abs(refined - expected).mean() < 0.01
 
 
 def test_marginals_sum_to_one():
@@ -204,26 +186,21 @@ def test_any_number_of_bands_guides(n_bands):
 
 def test_without_pydensecrf_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr(pydensecrf, "dcrf", None)
-    with pytest.raises(MissingDependencyError, match=r"pydensecrf2.*pip install 'atrous\[crf\]'.*--no-crf"):
+    with pytest.raises(MissingDependencyError, match=r"pydensecrf2.*pip install 'atrous\[crf\]'.*backend cpu"):
         pydensecrf.require()
     with pytest.raises(MissingDependencyError):
         pydensecrf.refine(*tile_of(), everywhere(), SPEC)
 
 
-@pytest.mark.shared
-def test_pydensecrfs_own_example_comes_out_as_published(shared):
-    """Its inference.py: a drawn annotation, 70 % certain, sxy 3 / compat 3 and sxy 80, srgb 13, compat 10, five steps."""
-    image, drawn, published = (
-        np.asarray(Image.open(shared / "crf" / f"{name}1.png").convert("RGB")) for name in ("im", "anno", "out")
-    )
-    colors, ids = np.unique(drawn.reshape(-1, 3), axis=0, return_inverse=True)
-    ids, colors = ids.reshape(drawn.shape[:2]) - 1, colors[1:]
-    assert (drawn[ids < 0] == 0).all(), "black is unlabelled"
-    probabilities = np.full((len(colors), *ids.shape), 0.3 / (len(colors) - 1), np.float32)
-    np.put_along_axis(probabilities, ids.clip(0)[None], np.float32(0.7), axis=0)
-    probabilities[:, ids < 0] = 1 / len(colors)
-    spec = CrfSpec(theta_alpha=80.0, theta_beta=13.0, theta_gamma=3.0, w_appearance=10.0, w_smoothness=3.0, n_steps=5)
-    refined = pydensecrf.refine(probabilities, image.transpose(2, 0, 1).astype(np.float32), everywhere(ids.shape), spec)
-    found = colors[refined.argmax(axis=0)]
-    assert (found != drawn).any(axis=-1).mean() > 0.05, "the CRF fills what was not drawn"
-    assert (found == published).all(axis=-1).mean() > 0.999
+def test_steps_are_never_left_out():
+    with pytest.raises(SpecError, match=r"stop_below = 0\.01 .*give 0"):
+        pydensecrf.refine(*tile_of(), everywhere(), dataclasses.replace(SPEC, stop_below=0.01))
+
+
+@pytest.mark.parametrize(("n_classes", "n_bands"), [(2, 1), (5, 3), (21, 4)])
+def test_its_memory_grows_with_pixels_classes_and_bands(n_classes, n_bands):
+    base = pydensecrf.tile_bytes(1000, n_classes=n_classes, n_bands=n_bands)
+    assert pydensecrf.tile_bytes(2000, n_classes=n_classes, n_bands=n_bands) == 2 * base
+    assert pydensecrf.tile_bytes(1000, n_classes=n_classes + 1, n_bands=n_bands) > base
+    assert pydensecrf.tile_bytes(1000, n_classes=n_classes, n_bands=n_bands + 3) > base
+    assert base >= 1000 * (305 + 44 * n_classes), "as measured with three bands"
