@@ -21,6 +21,8 @@ DOORS = {
         "workflows/training_data.py",
     },
     "pydensecrf": {"pipeline/crf/pydensecrf.py"},
+    "numba": {f"pipeline/crf/{name}.py" for name in ("compiled", "lanes", "mean_field", "norms")},
+    "llvmlite": {"pipeline/crf/lanes.py"},
     "dask": {"workflows/cluster.py"},
     "distributed": {"workflows/cluster.py", "workflows/dask_executor.py"},
     "dask_cuda": {"workflows/cluster.py"},

@@ -1,0 +1,260 @@
+"""How does compiled code hold the classes of a pixel? Eight at a time, in one vector register.
+
+numba has no vector type, and leaves it to chance whether a loop over classes becomes vector instructions; the mean field spends all its
+time in such loops. So this module gives it one: eight float32 values that are loaded, multiplied and stored at once. LLVM turns it into
+what the processor has (AVX, two halves of SSE or NEON).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.core.extending import register_model
+from numba.extending import intrinsic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+N_LANES = 8
+"""Classes in one vector."""
+
+LOWEST = -60.0
+"""exp of less is 0: numbers so small that a product of two of them is denormal are slow."""
+
+_VECTOR = ir.VectorType(ir.FloatType(), N_LANES)
+_HALVES = ir.VectorType(ir.HalfType(), N_LANES)
+_INTEGERS = ir.VectorType(ir.IntType(32), N_LANES)
+
+
+class LanesType(types.Type):  # type: ignore[misc]  # numba has no types
+    """The numba type of eight float32 values in one register."""
+
+    def __init__(self) -> None:
+        super().__init__(name="lanes8")
+
+
+lanes = LanesType()
+
+
+@register_model(LanesType)
+class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _VECTOR)
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, start: Any, *, kind: Any = _VECTOR) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [start]), kind.as_pointer())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load(_typing: Any, array: Any, start: Any) -> Any:
+    """Return ``array[start : start + 8]`` of a contiguous float32 array."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(_pointer(context, builder, signature.args[0], *args), align=4)
+
+    return lanes(array, types.intp), generate if start is not None else None
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def prefetch(_typing: Any, array: Any, index: Any) -> Any:
+    """Begin to load ``array[index]`` into the cache: what a table is asked for soon need not be waited for then."""
+    byte = ir.IntType(8).as_pointer()
+    number = ir.IntType(32)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        to_read_and_keep = [ir.Constant(number, value) for value in (0, 3, 1)]
+        builder.call(function, [builder.bitcast(builder.gep(data, [args[1]]), byte), *to_read_and_keep])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate if index is not None else None
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store(_typing: Any, array: Any, start: Any, value: Any) -> Any:
+    """Set ``array[start : start + 8]`` of a contiguous float32 array."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[2], _pointer(context, builder, signature.args[0], *args[:2]), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), generate if start is not None else None
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load_half(_typing: Any, array: Any, start: Any) -> Any:
+    """Return ``array[start : start + 8]`` of a contiguous array of float16 (typed int16), as float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fpext(builder.load(_pointer(context, builder, signature.args[0], *args, kind=_HALVES), align=2), _VECTOR)
+
+    return lanes(array, types.intp), generate if start is not None else None
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store_half(_typing: Any, array: Any, start: Any, value: Any) -> Any:
+    """Set ``array[start : start + 8]`` of a contiguous array of float16 (typed int16), rounding."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        halves = builder.fptrunc(args[2], _HALVES)
+        builder.store(halves, _pointer(context, builder, signature.args[0], *args[:2], kind=_HALVES), align=2)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), generate if start is not None else None
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def broadcast(_typing: Any, _value: Any) -> Any:
+    """Return eight times the same number."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _splat(builder, args[0])
+
+    return lanes(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def ramp(_typing: Any, _value: Any) -> Any:
+    """Return value, value + 1, ... value + 7."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.fadd(_splat(builder, args[0]), ir.Constant(_VECTOR, [float(lane) for lane in range(N_LANES)]))
+
+    return lanes(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def multiply_add(_typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c, rounded once."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _fma(builder, *args)
+
+    return lanes(a, b, c), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def exponential(_typing: Any, value: Any) -> Any:
+    """Return exp(value) for values up to 88, to 2e-7 of itself (Cephes' expf: 2^n times a polynomial of the rest); 0 below -60."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        def number(constant: float) -> Any:
+            return ir.Constant(_VECTOR, [constant] * N_LANES)
+
+        x = _larger(builder, args[0], number(LOWEST))
+        n = _call(builder, "llvm.rint.v8f32", builder.fmul(x, number(1.44269504088896341)))
+        rest = _fma(builder, n, number(-0.693359375), x)
+        rest = _fma(builder, n, number(2.12194440e-4), rest)
+        p = number(1.9875691500e-4)
+        for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+            p = _fma(builder, p, rest, number(coefficient))
+        p = _fma(builder, builder.fmul(rest, rest), p, builder.fadd(rest, number(1.0)))
+        bits = builder.add(builder.fptosi(n, _INTEGERS), ir.Constant(_INTEGERS, [127] * N_LANES))
+        power = builder.bitcast(builder.shl(bits, ir.Constant(_INTEGERS, [23] * N_LANES)), _VECTOR)
+        return builder.select(builder.fcmp_ordered(">", args[0], number(LOWEST)), builder.fmul(p, power), number(0.0))
+
+    return lanes(value), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def largest(_typing: Any, value: Any) -> Any:
+    """Return the largest of the eight."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _fold(builder, args[0], lambda a, b: _larger(builder, a, b))
+
+    return types.float32(value), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def total(_typing: Any, value: Any) -> Any:
+    """Return the sum of the eight, always added in the same order."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _fold(builder, args[0], builder.fadd)
+
+    return types.float32(value), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add(_typing: Any, a: Any, b: Any) -> Any:
+    """Return a + b."""
+    return lanes(a, b), lambda _context, builder, _signature, args: builder.fadd(*args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def subtract(_typing: Any, a: Any, b: Any) -> Any:
+    """Return a - b."""
+    return lanes(a, b), lambda _context, builder, _signature, args: builder.fsub(*args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def multiply(_typing: Any, a: Any, b: Any) -> Any:
+    """Return a * b."""
+    return lanes(a, b), lambda _context, builder, _signature, args: builder.fmul(*args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def maximum(_typing: Any, a: Any, b: Any) -> Any:
+    """Return the larger of each pair."""
+    return lanes(a, b), lambda _context, builder, _signature, args: _larger(builder, *args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def magnitude(_typing: Any, value: Any) -> Any:
+    """Return the absolute values."""
+    return lanes(value), lambda _context, builder, _signature, args: _call(builder, "llvm.fabs.v8f32", *args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def round_down(_typing: Any, value: Any) -> Any:
+    """Return the largest integers that are not above the values."""
+    return lanes(value), lambda _context, builder, _signature, args: _call(builder, "llvm.floor.v8f32", *args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def less(_typing: Any, a: Any, b: Any) -> Any:
+    """Return 1 where a < b, else 0."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        one, zero = (ir.Constant(_VECTOR, [number] * N_LANES) for number in (1.0, 0.0))
+        return builder.select(builder.fcmp_ordered("<", *args), one, zero)
+
+    return lanes(a, b), generate
+
+
+def _splat(builder: Any, scalar: Any) -> Any:
+    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, first, ir.Constant(_INTEGERS, [0] * N_LANES))
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _fma(builder: Any, *args: Any) -> Any:
+    return _call(builder, "llvm.fma.v8f32", *args)
+
+
+def _call(builder: Any, name: str, *args: Any) -> Any:
+    """Call an LLVM intrinsic on whole vectors."""
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * len(args))
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def _fold(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
+    """Combine halves until one number is left."""
+    width = N_LANES // 2
+    while width:
+        swap = ir.Constant(_INTEGERS, [(lane + width) % N_LANES for lane in range(N_LANES)])
+        vector = combine(vector, builder.shuffle_vector(vector, vector, swap))
+        width //= 2
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))

@@ -1,0 +1,394 @@
+"""What happens to the pixels and vertices of a tile in one step of mean field? The compiled loops.
+
+A pixel's state is s = q / sqrt(n_s), its marginals times what normalises the smoothness kernel; states live on a grid with a rim of zeros
+as wide as that kernel. In a step every pixel reads the smoothed states around it and the blurred values of its corners, forms its new
+marginals, and adds the change of its state to its corners: slice, softmax and splat in one pass, so that rows and weights are loaded
+once. Weights are scaled beforehand, so that both kernels are normalised by the same factor.
+
+One row has all classes of a pixel or vertex, in groups of eight lanes; lanes without a class stay 0.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numba import float32
+
+from pipeline.crf.compiled import compiled
+from pipeline.crf.lanes import (
+    N_LANES,
+    add,
+    broadcast,
+    exponential,
+    largest,
+    load,
+    load_half,
+    magnitude,
+    maximum,
+    multiply,
+    multiply_add,
+    prefetch,
+    store,
+    store_half,
+    subtract,
+    total,
+)
+from pipeline.crf.lattice import AHEAD, PART_PX
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float32]
+
+
+NO_CLASS = -1e30
+"""Score of a lane without a class."""
+
+
+class PartPixels(NamedTuple):
+    """The pixels of one part, in the order in which they are visited (cell by cell, row by row, valid ones only)."""
+
+    row_start: int
+    row_stop: int
+    vertex: NDArray[np.int32]
+    """(pixels x corners,): rows of the corners."""
+    weight: NDArray[np.float32]
+    """(pixels x corners,): weights, normalised."""
+    unary: NDArray[np.float32]
+    """(pixels x lanes,): log P; far below 0 in lanes without a class."""
+    rests: NDArray[np.uint8]
+    """(pixels,): for how many more steps the pixel is left as it is."""
+    calm: NDArray[np.uint8]
+    """(pixels,): how many times in a row it hardly changed when it moved."""
+
+
+class Kernels(NamedTuple):
+    """Both kernels of a tile, and how classes go together."""
+
+    valid: NDArray[np.bool_]
+    """(height, width)."""
+    norm: NDArray[np.float32]
+    """(height, width): 1 / sqrt(sum of the smoothness kernel)."""
+    taps: NDArray[np.float32]
+    """(odd,): the smoothness kernel along one axis."""
+    w_appearance: np.float32
+    w_smoothness: np.float32
+    costs: NDArray[np.float32]
+    """(classes x lanes,): cost of a class beside each; empty for Potts."""
+    rest_below: np.float32
+    """A pixel whose state changed by less rests; 0: none does."""
+    longest_rest: np.uint8
+    """It rests for one step the first time, for two the second, up to so many."""
+
+
+class Values(NamedTuple):
+    """What changes from step to step."""
+
+    sliced: NDArray[np.int16]
+    """(rows x lanes,): blurred values at vertices and copies, in float16."""
+    splatted: NDArray[np.float32]
+    """(rows x lanes,): sums of weight times state, always up to date."""
+    before: NDArray[np.float32]
+    """((height + rim) x (width + rim) x lanes,): states before the step."""
+    after: NDArray[np.float32]
+    """The same, after it."""
+
+
+class Run(NamedTuple):
+    """The pixels of a run of a row that move in this step."""
+
+    columns: NDArray[np.int64]
+    """Where they are in the run."""
+    pixels: NDArray[np.int64]
+    """Which pixels of the part they are."""
+    scores: NDArray[np.float32]
+    """(pixels x lanes,): their scores, then the changes of their states."""
+    smoothed: NDArray[np.float32]
+    """((run + rim) x lanes,): states of the run's columns, smoothed along the columns."""
+
+
+@compiled
+def update(
+    part: PartPixels, kernels: Kernels, values: Values, corners: tuple[int, ...], groups: tuple[int, ...], first: bool, last: bool
+) -> int:
+    """Move all pixels of a part by one step; return how many were not at rest.
+
+    One run of a row at a time, in short loops rather than one long one, so that the processor works on several pixels at once.
+    ``first``: there are no messages yet. ``last``: nobody needs the corners any more.
+    """
+    row = len(groups) * N_LANES
+    width = kernels.valid.shape[1]
+    rim = len(kernels.taps) // 2
+    pitch = (width + 2 * rim) * row
+    run = Run(
+        np.empty(PART_PX, np.int64),
+        np.empty(PART_PX, np.int64),
+        np.empty(PART_PX * row, np.float32),
+        np.empty((PART_PX + 2 * rim) * row, np.float32),
+    )
+    pixel = moved = 0
+    for cell in range(0, width, PART_PX):
+        stop = min(cell + PART_PX, width)
+        for y in range(part.row_start, part.row_stop):
+            n, pixel = _active(part.rests, kernels.valid, y, cell, stop, pixel, run)
+            if n == 0:
+                continue
+            moved += n
+            start = y * pitch + cell * row
+            norms = kernels.norm[y, cell:stop]
+            if first:
+                _score_alone(part.unary, run, n, groups)
+            else:
+                _smooth_columns(values.before, start, pitch, (stop - cell + 2 * rim) * row, kernels.taps, run.smoothed)
+                _score(part, kernels, values.sliced, run, n, norms, corners, groups)
+            _settle(part, kernels, values, start + rim * (pitch + row), run, n, norms, groups)
+            if not last:
+                _splat(part.vertex, part.weight, values.splatted, run, n, corners, groups)
+    return moved
+
+
+@compiled
+def _active(
+    rests: NDArray[np.uint8], valid: NDArray[np.bool_], y: int, start: int, stop: int, pixel: int, run: Run
+) -> tuple[int, int]:
+    """List the pixels of a run that are valid and not at rest; return (how many, the next pixel of the part)."""
+    n = 0
+    for x in range(start, stop):
+        if valid[y, x]:
+            rest = rests[pixel]
+            if rest:
+                rests[pixel] = rest - 1
+            else:
+                run.columns[n], run.pixels[n] = x - start, pixel
+                n += 1
+            pixel += 1
+    return n, pixel
+
+
+@compiled
+def _smooth_columns(states: Floats, start: int, pitch: int, length: int, taps: Floats, smoothed: Floats) -> None:
+    """Sum a run of states and those above and below it."""
+    for lane in range(0, length, N_LANES):
+        at = start + lane
+        value = multiply(load(states, at), broadcast(taps[0]))
+        for tap in range(1, len(taps)):
+            value = multiply_add(load(states, at + tap * pitch), broadcast(taps[tap]), value)
+        store(smoothed, lane, value)
+
+
+@compiled
+def _score_alone(unary: Floats, run: Run, n: int, groups: tuple[int, ...]) -> None:
+    """Score every class by its log P."""
+    row = len(groups) * N_LANES
+    for at in range(n):
+        for lane in range(0, row, N_LANES):
+            store(run.scores, at * row + lane, load(unary, run.pixels[at] * row + lane))
+
+
+@compiled
+def _score(
+    part: PartPixels,
+    kernels: Kernels,
+    sliced: NDArray[np.int16],
+    run: Run,
+    n: int,
+    norms: Floats,
+    corners: tuple[int, ...],
+    groups: tuple[int, ...],
+) -> None:
+    """Score every class by its log P and by what both kernels bring from other pixels."""
+    row = len(groups) * N_LANES
+    for at in range(n):
+        pixel, column = run.pixels[at], run.columns[at]
+        norm = norms[column]
+        to_appearance, to_smoothness = broadcast(kernels.w_appearance * norm), broadcast(kernels.w_smoothness * norm)
+        first_corner = np.uintp(pixel * len(corners))
+        for group in range(len(groups)):
+            lane = group * N_LANES
+            smoothness, appearance = broadcast(float32(0.0)), broadcast(float32(0.0))
+            for tap in range(len(kernels.taps)):
+                beside = load(run.smoothed, (column + tap) * row + lane)
+                smoothness = multiply_add(beside, broadcast(kernels.taps[np.uintp(tap)]), smoothness)
+            for k in range(len(corners)):
+                corner = first_corner + np.uintp(k)
+                value = load_half(sliced, part.vertex[corner] * row + lane)
+                appearance = multiply_add(value, broadcast(part.weight[corner]), appearance)
+            message = multiply_add(smoothness, to_smoothness, multiply(appearance, to_appearance))
+            if len(kernels.costs) == 0:
+                message = add(message, load(part.unary, pixel * row + lane))
+            store(run.scores, at * row + lane, message)
+    if len(kernels.costs):
+        _apply_costs(kernels.costs, part.unary, run, n, row)
+
+
+@compiled
+def _apply_costs(costs: Floats, unary: Floats, run: Run, n: int, row: int) -> None:
+    """Turn messages into scores: log P less what the classes around cost."""
+    messages = np.empty(row, np.float32)
+    for at in range(n):
+        messages[:] = run.scores[at * row : (at + 1) * row]
+        for lane in range(0, row, N_LANES):
+            score = load(unary, run.pixels[at] * row + lane)
+            for other in range(len(costs) // row):
+                score = subtract(score, multiply(load(costs, other * row + lane), broadcast(messages[other])))
+            store(run.scores, at * row + lane, score)
+
+
+@compiled
+def _settle(
+    part: PartPixels,
+    kernels: Kernels,
+    values: Values,
+    start: int,
+    run: Run,
+    n: int,
+    norms: Floats,
+    groups: tuple[int, ...],
+) -> None:
+    """Make the new states; leave their changes where the scores were, and let pixels rest whose change is small."""
+    row = len(groups) * N_LANES
+    for at in range(n):
+        scores, here = at * row, start + run.columns[at] * row
+        best = load(run.scores, scores)
+        for group in range(1, len(groups)):
+            best = maximum(best, load(run.scores, scores + group * N_LANES))
+        highest = broadcast(largest(best))
+        sums = broadcast(float32(0.0))
+        for group in range(len(groups)):
+            likelihood = exponential(subtract(load(run.scores, scores + group * N_LANES), highest))
+            store(run.scores, scores + group * N_LANES, likelihood)
+            sums = add(sums, likelihood)
+        factor = broadcast(norms[run.columns[at]] / total(sums))
+        most = broadcast(float32(0.0))
+        for group in range(len(groups)):
+            lane = group * N_LANES
+            state = multiply(load(run.scores, scores + lane), factor)
+            change = subtract(state, load(values.before, here + lane))
+            most = maximum(most, magnitude(change))
+            store(values.after, here + lane, state)
+            store(run.scores, scores + lane, change)
+        pixel = run.pixels[at]
+        if largest(most) < kernels.rest_below:
+            part.calm[pixel] = min(part.calm[pixel] + np.uint8(1), kernels.longest_rest)
+            part.rests[pixel] = part.calm[pixel]
+        else:
+            part.calm[pixel] = 0
+
+
+@compiled
+def _splat(
+    vertex: NDArray[np.int32],
+    weight: Floats,
+    splatted: Floats,
+    run: Run,
+    n: int,
+    corners: tuple[int, ...],
+    groups: tuple[int, ...],
+) -> None:
+    """Add the changes of pixels to their corners."""
+    row = len(groups) * N_LANES
+    for at in range(n):
+        first_corner = np.uintp(run.pixels[at] * len(corners))
+        for group in range(len(groups)):
+            lane = group * N_LANES
+            change = load(run.scores, at * row + lane)
+            for k in range(len(corners)):
+                corner = first_corner + np.uintp(k)
+                there = vertex[corner] * row + lane
+                store(splatted, there, multiply_add(change, broadcast(weight[corner]), load(splatted, there)))
+
+
+@compiled
+def narrow(splatted: Floats, sliced: NDArray[np.int16], start: int, stop: int, groups: tuple[int, ...]) -> None:
+    """Take over the sums of some vertices, rounded to float16."""
+    row = len(groups) * N_LANES
+    for at in range(start * row, stop * row, N_LANES):
+        store_half(sliced, at, load(splatted, at))
+
+
+@compiled
+def gather(
+    splatted: Floats,
+    sliced: NDArray[np.int16],
+    copied: NDArray[np.int32],
+    n_vertices: int,
+    start: int,
+    stop: int,
+    groups: tuple[int, ...],
+) -> None:
+    """Add to the rows of vertices what their copies hold."""
+    row = len(groups) * N_LANES
+    for copy in range(start, stop):
+        for lane in range(0, row, N_LANES):
+            at = copied[copy] * row + lane
+            store_half(sliced, at, add(load_half(sliced, at), load(splatted, (n_vertices + copy) * row + lane)))
+
+
+@compiled
+def spread(
+    sliced: NDArray[np.int16], copied: NDArray[np.int32], n_vertices: int, start: int, stop: int, groups: tuple[int, ...]
+) -> None:
+    """Give the copies what their vertices hold."""
+    row = len(groups) * N_LANES
+    for copy in range(start, stop):
+        for lane in range(0, row, N_LANES):
+            store_half(sliced, (n_vertices + copy) * row + lane, load_half(sliced, copied[copy] * row + lane))
+
+
+@compiled
+def visit(log: Floats, valid: NDArray[np.bool_], row: int) -> Floats:
+    """Return log P of a part's valid pixels in the order in which they are visited: (pixels x lanes,)."""
+    n_classes, height, width = log.shape
+    unary = np.empty(valid.sum() * row, np.float32)
+    pixel = 0
+    for cell in range(0, width, PART_PX):
+        for y in range(height):
+            for x in range(cell, min(cell + PART_PX, width)):
+                if valid[y, x]:
+                    for k in range(n_classes):
+                        unary[pixel + k] = log[k, y, x]
+                    unary[pixel + n_classes : pixel + row] = float32(NO_CLASS)
+                    pixel += row
+    return unary
+
+
+@compiled
+def marginals(states: Floats, kernels: Kernels, rows: tuple[int, int], groups: tuple[int, ...], refined: Floats) -> None:
+    """Write the marginals of the valid pixels of some rows into ``refined``, (classes, height, width)."""
+    row = len(groups) * N_LANES
+    width = kernels.valid.shape[1]
+    rim = len(kernels.taps) // 2
+    for y in range(rows[0], rows[1]):
+        start = ((y + rim) * (width + 2 * rim) + rim) * row
+        for k in range(refined.shape[0]):
+            for x in range(width):
+                if kernels.valid[y, x]:
+                    refined[k, y, x] = states[start + x * row + k] / kernels.norm[y, x]
+
+
+@compiled
+def blur(target: NDArray[np.int16], runs: NDArray[np.int32], start: int, stop: int, groups: tuple[int, ...]) -> None:
+    """Add to every row half of its neighbours' along one direction, in place.
+
+    A run is not a loop of its own: that it ends is only a factor of 0, since runs are short and a processor guesses their ends wrong.
+    """
+    row = len(groups) * N_LANES
+    values, previous = np.empty(row, np.float32), np.zeros(row, np.float32)
+    last = len(runs) - 1
+    if start < stop:
+        for lane in range(0, row, N_LANES):
+            store(values, lane, load_half(target, runs[start] * row + lane))
+    for at in range(start, stop):
+        ahead = runs[min(at + AHEAD, last)]
+        prefetch(target, max(ahead, ~ahead) * row)
+        vertex, following = runs[at], runs[min(at + 1, last)]
+        here, there = max(vertex, ~vertex) * row, max(following, ~following) * row
+        goes_on = broadcast(float32(0.5) if vertex >= 0 else float32(0.0))
+        for group in range(len(groups)):
+            lane = group * N_LANES
+            value, beyond = load(values, lane), load_half(target, there + lane)
+            blurred = multiply_add(beyond, goes_on, add(value, load(previous, lane)))
+            store_half(target, here + lane, blurred)
+            store(previous, lane, multiply(value, goes_on))
+            store(values, lane, beyond)
