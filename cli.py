@@ -21,6 +21,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from workflows.crf_request import CrfRequest
     from workflows.segment_scene import Execution, Summary
 
 from pipeline.errors import (
@@ -103,13 +104,18 @@ def _config(context: click.Context, _parameter: click.Parameter, path: Path | No
         values = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise click.BadParameter(f"{path} cannot be read as TOML: {error}") from None
-    known = [parameter.name for parameter in context.command.params if isinstance(parameter, click.Option) and parameter.name]
+    known = {option.name: option for option in context.command.params if isinstance(option, click.Option) and option.name}
     for name in values:
         if name.replace("-", "_") not in known:
             close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
             raise click.BadParameter(f"{path} has the unknown key {name!r}{hint}")
-    flat = {name.replace("-", "_"): _as_text(value) for name, value in values.items()}
+    flat = {}
+    for name, value in ((name.replace("-", "_"), value) for name, value in values.items()):
+        if known[name].multiple:
+            flat[name] = value if isinstance(value, list) else [value]
+        else:
+            flat[name] = _as_text(value)
     context.default_map = {**(context.default_map or {}), **flat}
 
 
@@ -131,6 +137,25 @@ def _stack(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Calla
     return decorate
 
 
+_crf_options = _stack(
+    click.option(
+        "--crf-preset",
+        metavar="NAME",
+        help="Values of the CRF: model (its own), kazuto, v1, v1-default or v2. [default: model if it has one, else kazuto]",
+    ),
+    click.option(
+        "--crf-param",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change one value of the preset: theta_alpha, theta_beta, theta_gamma, w_appearance, w_smoothness, n_steps, "
+        "compatibility (a .csv or .json file), guide_bands, tile_px, stop_below, absent_below, skip_above. May be repeated.",
+    ),
+    click.option(
+        "--crf-backend",
+        type=click.Choice(["auto", "cpu", "torch", "pydensecrf"]),
+        help="What computes the CRF; auto is torch on CUDA, else cpu. [default: auto]",
+    ),
+)
 _request_options = _stack(
     click.option("--model", default="dubai-mobilenetv2", help="Shipped name, or path of a .safetensors checkpoint."),
     click.option(
@@ -163,7 +188,12 @@ _request_options = _stack(
         type=click.Choice(["global", "window", "off"]),
         help="What an image-level branch averages over. [default: as the model says]",
     ),
-    click.option("--crf/--no-crf", default=False, help="Refine with the fully connected CRF."),
+    click.option(
+        "--crf/--no-crf",
+        default=None,
+        help="Refine with the fully connected CRF. [default: no, unless an option below asks for one]",
+    ),
+    _crf_options,
     click.option("--block", type=int, default=4096, help="Side of the unit of work, px; a multiple of the chunk."),
     click.option("--chunk", type=int, default=1024, help="Side of the Zarr chunks, px."),
     click.option("--shard", type=int, help="Side of the Zarr shards, px. [default: no shards]"),
@@ -177,15 +207,21 @@ _request_options = _stack(
         help="TOML file with defaults for these options.",
     ),
 )
+_cluster_options = _stack(
+    click.option("--workers", type=int, help="Worker processes. [default: one per core, as memory allows]"),
+    click.option("--threads", type=int, help="Network windows at once per worker. [default: cores / workers, as memory allows]"),
+    click.option("--scheduler", metavar="ADDRESS|FILE", help="A running Dask cluster, by address or scheduler file."),
+    click.option("--cluster", type=click.Choice(["local", "cuda", "serial"]), default="local", help="What to start otherwise."),
+)
 _execution_options = _stack(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the network runs."),
     click.option(
         "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", help="Of the network; auto is fp32."
     ),
-    click.option("--workers", type=int, help="Worker processes. [default: one per core, as memory allows]"),
-    click.option("--threads", type=int, help="Network windows at once per worker. [default: cores / workers, as memory allows]"),
-    click.option("--scheduler", metavar="ADDRESS|FILE", help="A running Dask cluster, by address or scheduler file."),
-    click.option("--cluster", type=click.Choice(["local", "cuda", "serial"]), default="local", help="What to start otherwise."),
+    _cluster_options,
+)
+_crf_device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the CRF is computed."
 )
 _report_options = _stack(
     click.option("--json", is_flag=True, help="Print the result as JSON."),
@@ -306,6 +342,81 @@ def train(config: Path, **options: Any) -> int:
 
 
 @atrous.group()
+def crf() -> None:
+    """Refine stored probabilities again; search the best CRF on labelled scenes."""
+
+
+@crf.command("refine")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@_crf_options
+@click.option("--scene", type=click.Path(), help="Where the scene is now. [default: where it was]")
+@_crf_device_option
+@_cluster_options
+@click.option("--overwrite", is_flag=True, help="Remove an OUT that another run made.")
+@click.option("--strict", is_flag=True, help="Refuse a resume on another device or version.")
+@_report_options
+def refine(store: Path, out: Path, **options: Any) -> int:
+    """Refine the probabilities in STORE, an output of segment --probabilities, with another CRF into OUT, without the network."""
+    from workflows.refinement import Refinement  # noqa: PLC0415
+    from workflows.segment_scene import refine as run_refine  # noqa: PLC0415
+
+    request = Refinement(store=store, crf=_crf_request(options), scene=options["scene"])
+    with _view(options) as view:
+        summary = run_refine(request, out, _execution(options), view)
+    return _report(summary, as_json=options["json"], quiet=options["quiet"])
+
+
+@crf.command("search")
+@click.argument("pairs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="STORE LABELS [STORE LABELS]...")
+@click.option("--w-appearance", callback=_numbers(float), metavar="1,3,6", help="Values to try. [default: 1,3,6]")
+@click.option("--theta-alpha", callback=_numbers(float), metavar="10,30,80", help="Values to try, px. [default: 10,30,80]")
+@click.option("--theta-beta", callback=_numbers(float), metavar="3,5,10", help="Values to try. [default: 3,5,10]")
+@click.option("--rounds", type=int, default=1, help="Rounds; each after the first tries a finer grid around the best.")
+@_crf_options
+@click.option("--scene", type=click.Path(), multiple=True, help="Where a scene is now; once for each STORE, in their order.")
+@click.option("--label-colors", metavar="#RRGGBB,...", help="Colours of the classes in the labels. [default: the model's]")
+@click.option("--ignored-colors", metavar="#RRGGBB,...", help="Colours that mean: no label.")
+@click.option(
+    "--pixels", type=int, help="Refine about so many pixels with each CRF, in tiles spread evenly. [default: all labelled]"
+)
+@click.option("--trimap", type=int, default=4, help="Tell the accuracy within so many px of a boundary, 1 to 32.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the results to this PNG file.")
+@click.option(
+    "--write-model", type=click.Path(path_type=Path), help="Keep the best CRF in this model: an existing file, or a copy."
+)
+@click.option("--force", is_flag=True, help="Keep it although the network alone is better.")
+@_crf_device_option
+@click.option("--threads", type=int, help="Threads of the CRF. [default: all cores]")
+@_report_options
+def search(pairs: tuple[Path, ...], **options: Any) -> None:
+    """Find the best CRF for scenes with labels: STORE is an output of segment --probabilities, LABELS a raster of the same pixels."""
+    from workflows import crf_search_report as told  # noqa: PLC0415
+    from workflows.crf_search import find_processor, run  # noqa: PLC0415
+    from workflows.keep_crf import check_target, keep_best  # noqa: PLC0415
+
+    request, target = _search_request(pairs, options), options["write_model"]
+    if target is not None:
+        check_target(target)
+    processor = find_processor(options["device"], options["threads"])
+    with _view(options) as view:
+        report = run(request, lambda done, total: view.advance("searching", done=done, total=total), processor=processor)
+    if options["json"]:
+        click.echo(json.dumps(told.search_to_dict(report)))
+    else:
+        click.echo("\n".join(told.search_lines(report)))
+    if options["plot"] is not None:
+        told.write_search_chart(report, options["plot"])
+    if target is not None:
+        kept = keep_best(report, target, force=options["force"])
+        _say(
+            f"the best CRF is in {target}"
+            if kept
+            else f"{target} was not written: the network alone is better (--force writes it)"
+        )
+
+
+@atrous.group()
 def models() -> None:
     """List and describe what can be run; bring a public checkpoint."""
 
@@ -396,7 +507,6 @@ def _import_request(file: Path, options: dict[str, Any]) -> Any:
 
 
 def _request(scene: str, options: dict[str, Any]) -> Any:
-    from pipeline.crf.energy import CrfSpec  # noqa: PLC0415
     from pipeline.spec import GridSpec, OutputSpec  # noqa: PLC0415
     from workflows.prepare import Request  # noqa: PLC0415
 
@@ -418,8 +528,51 @@ def _request(scene: str, options: dict[str, Any]) -> Any:
         flip=options["flip"],
         fusion=options["fusion"],
         image_pooling=options["image_pooling"],
-        crf=CrfSpec() if options["crf"] else None,
+        crf=_crf_request(options) if _wants_crf(options) else None,
         output=OutputSpec(chunk_px=options["chunk"], shard_px=options["shard"], probabilities=options["probabilities"]),
+    )
+
+
+def _wants_crf(options: dict[str, Any]) -> bool:
+    """Tell whether a CRF was asked for, by --crf or by an option that says how; typed beside --no-crf, such an option is refused."""
+    names = [name for name in ("crf_preset", "crf_param", "crf_backend") if options[name]]
+    if options["crf"] is not False:
+        return bool(options["crf"] or names)
+    context = click.get_current_context()
+    typed = [name for name in names if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    if typed:
+        raise click.UsageError(
+            f"--{typed[0].replace('_', '-')} was given, and --no-crf (or crf = false in a file), with which it would do nothing; "
+            "leave one of them out"
+        )
+    return False
+
+
+def _crf_request(options: dict[str, Any]) -> CrfRequest:
+    from workflows.crf_request import parse_request  # noqa: PLC0415
+
+    return parse_request(
+        options["crf_param"],
+        preset=options["crf_preset"],
+        backend=options["crf_backend"] or "auto",
+        device=options["device"],
+    )
+
+
+def _search_request(pairs: tuple[Path, ...], options: dict[str, Any]) -> Any:
+    from workflows.crf_grid import AXES, CrfGrid  # noqa: PLC0415
+    from workflows.crf_search import SearchRequest  # noqa: PLC0415
+    from workflows.labelled_store import LabelColors, pair_up  # noqa: PLC0415
+
+    colors = {name: options[name] and tuple(options[name].split(",")) for name in ("label_colors", "ignored_colors")}
+    return SearchRequest(
+        sources=pair_up(pairs, scenes=options["scene"]),
+        base=_crf_request({**options, "crf_preset": options["crf_preset"] or "v2"}),
+        grid=CrfGrid(**{axis: options[axis] for axis in AXES if options[axis] is not None}),
+        n_rounds=options["rounds"],
+        max_pixels=options["pixels"],
+        trimap_px=options["trimap"],
+        colors=LabelColors(classes=colors["label_colors"], ignored=colors["ignored_colors"] or ()),
     )
 
 
@@ -429,7 +582,7 @@ def _execution(options: dict[str, Any]) -> Execution:
     from workflows.segment_scene import Execution  # noqa: PLC0415
 
     return Execution(
-        engine=EngineSpec(device=options["device"], precision=options["precision"]),
+        engine=EngineSpec(device=options["device"], precision=options.get("precision", "auto")),
         cluster=ClusterSpec(
             cluster=options["cluster"],
             scheduler=options["scheduler"],

@@ -40,3 +40,8 @@ def label(probabilities: NDArray[np.float32], valid: NDArray[np.bool_]) -> tuple
 def quantise(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return probabilities of 0 to 1 as u1 of 0 to 255, rounded to the nearest."""
     return np.asarray(np.clip(probabilities * np.float32(255) + np.float32(0.5), 0, 255), np.uint8)
+
+
+def dequantise(stored: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return the probabilities that `quantise` stored; what was below 1/510 is 0 now."""
+    return np.multiply(stored, np.float32(1 / 255), dtype=np.float32)

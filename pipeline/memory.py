@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.crf.tile import tile_bytes
 from pipeline.errors import MemoryBudgetError
 from pipeline.grid import Blocks
 from pipeline.network.footprint import largest_kernel_bytes, parameter_bytes, peak_activation_bytes
@@ -28,11 +29,6 @@ _SCRATCH = 1.3
 _SCRATCH_SCALES = 2.3
 """The same at several scales: what one size leaves is in pieces that the next one cannot use. Measured 2.0 to 2.3 with MobileNetV2,
 ResNet-50 and ResNet-101 at two and three scales, windows of 512 px."""
-_CRF_BYTES_PER_PIXEL = 310
-"""pydensecrf's two lattices whatever the classes: features, offsets, weights, hash tables, neighbours. Measured on 700 x 700 px of imagery
-with 3, 5 and 9 classes: 438, 526 and 704 bytes a pixel in all, 305 + 44 per class."""
-_CRF_COPIES = 11
-"""Unary, marginals, lattice values and working copies, in units of one float32 probability array of a CRF tile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,23 +78,12 @@ def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, batch_size: 
     """
     n_bands, n_classes = len(model.bands), len(model.classes)
     write, predict, read = _largest_windows(spec, scene)
-    window_px = spec.grid.window_px**2
     item_bytes = np.dtype(scene.dtype).itemsize
     smaller_block = f"use a smaller --block (now {spec.grid.block_px})"
-    smaller_window = f"use a smaller --window (now {spec.grid.window_px})"
+    runs_network = spec.probabilities_from is None
     terms = [
-        MemoryTerm(name="process", n_bytes=_PROCESS_BYTES + _weights(model), knob=""),
+        MemoryTerm(name="process", n_bytes=_PROCESS_BYTES + (_weights(model) if runs_network else 0), knob=""),
         MemoryTerm(name="pixels read", n_bytes=2 * read * (n_bands * item_bytes + 1), knob=smaller_block),
-        MemoryTerm(
-            name="network activations",
-            n_bytes=batch_size * _activations(model, spec),
-            knob=smaller_window,
-        ),
-        MemoryTerm(
-            name="window probabilities",
-            n_bytes=batch_size * window_px * 4 * (3 * n_classes + 2 * n_bands),
-            knob=smaller_window,
-        ),
         MemoryTerm(name="block probabilities", n_bytes=predict * 4 * (n_classes + 2), knob=smaller_block),
         MemoryTerm(
             name="labels and chunks",
@@ -106,6 +91,10 @@ def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, batch_size: 
             knob=smaller_block,
         ),
     ]
+    if runs_network:
+        terms += _network_terms(spec, model, batch_size=batch_size)
+    else:
+        terms.append(MemoryTerm(name="stored probabilities", n_bytes=2 * predict * n_classes, knob=smaller_block))
     if spec.crf is not None:
         side_px = spec.crf.tile_px + 2 * spec.crf.halo_px
         tile_px = min(side_px, scene.height) * min(side_px, scene.width)
@@ -113,11 +102,20 @@ def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, batch_size: 
             MemoryTerm(name="refined probabilities", n_bytes=write * 4 * n_classes, knob=smaller_block),
             MemoryTerm(
                 name="CRF tile",
-                n_bytes=tile_px * (_CRF_BYTES_PER_PIXEL + _CRF_COPIES * 4 * n_classes),
+                n_bytes=tile_px * 4 * n_bands + tile_bytes(spec.crf, tile_px, n_classes=n_classes, n_bands=n_bands),
                 knob="use a smaller theta_alpha or CRF tile",
             ),
         ]
     return MemoryBound(terms=tuple(sorted(terms, key=lambda term: -term.n_bytes)))
+
+
+def _network_terms(spec: SegmentSpec, model: ModelSpec, *, batch_size: int) -> list[MemoryTerm]:
+    smaller_window = f"use a smaller --window (now {spec.grid.window_px})"
+    item_bytes = 4 * (3 * len(model.classes) + 2 * len(model.bands))
+    return [
+        MemoryTerm(name="network activations", n_bytes=batch_size * _activations(model, spec), knob=smaller_window),
+        MemoryTerm(name="window probabilities", n_bytes=batch_size * spec.grid.window_px**2 * item_bytes, knob=smaller_window),
+    ]
 
 
 def _weights(model: ModelSpec) -> int:

@@ -2,7 +2,7 @@
 
 ::
 
-    locate -> read -> predict -> refine -> label
+    locate -> read -> predict (or recall) -> refine -> label
 
 The result covers the block's write window only, depends on nothing but the scene and the job, and is written by the caller.
 """
@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.blend import Blender
-from pipeline.crf import pydensecrf
-from pipeline.errors import BlockError
+from pipeline.crf.tile import ONE_THREAD, Processor, refine_tile
+from pipeline.errors import BlockError, SourceError, StoreError
 from pipeline.grid import Blocks, Lattice
-from pipeline.labels import label, quantise
+from pipeline.labels import dequantise, label, quantise
 from pipeline.normalise import normalise
 from pipeline.scene import Scene, Tile, read_reflected
+from pipeline.store import read_array
 from pipeline.window import Window, hull
 
 if TYPE_CHECKING:
@@ -44,11 +46,11 @@ class BlockWindows:
     predict: Window
     """The pixels whose probabilities it needs: the write window, with the CRF tiles that touch it and their halos."""
     network: tuple[tuple[int, int], ...]
-    """Lattice indices of the network windows that touch ``predict``, in lattice order."""
+    """Lattice indices of the network windows that touch ``predict``, in lattice order; none where probabilities are recalled."""
     crf: tuple[tuple[int, int], ...]
     """Lattice indices of the CRF tiles that touch ``write``."""
     read: Window
-    """The hull of the network windows; may reach past the scene."""
+    """The hull of the network windows, which may reach past the scene; without them the same as ``predict``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,17 +66,30 @@ class BlockResult:
 
 
 def segment_block(
-    index: tuple[int, int], *, scene: Scene, engine: Engine, model: ModelSpec, spec: SegmentSpec
+    index: tuple[int, int],
+    *,
+    scene: Scene,
+    engine: Engine | None,
+    model: ModelSpec,
+    spec: SegmentSpec,
+    processor: Processor = ONE_THREAD,
 ) -> BlockResult | None:
-    """Segment the block ``index`` = (row, column) of the scene; None where the block holds nodata only."""
+    """Segment the block ``index`` = (row, column) of the scene; None where the block holds nodata only.
+
+    ``engine`` is None where ``spec`` names an earlier output whose probabilities are refined; ``processor`` is what the CRF runs on.
+    """
     windows = locate(index, shape=scene.info.shape, spec=spec)
     tile = read_reflected(scene, windows.read)
     valid = tile.valid[windows.write.relative_to(windows.read).to_slices()]
     if not valid.any():
         return None
-    blended = predict(tile, windows, engine=engine, model=model, spec=spec)
+    blended = (
+        recall(tile, windows, spec=spec) if engine is None else predict(tile, windows, engine=engine, model=model, spec=spec)
+    )
     inside = windows.write.relative_to(windows.predict).to_slices()
-    refined = blended[:, *inside] if spec.crf is None else refine(blended, tile, windows, spec=spec, crf=spec.crf)
+    refined = (
+        blended[:, *inside] if spec.crf is None else refine(blended, tile, windows, spec=spec, crf=spec.crf, processor=processor)
+    )
     labels, confidence = label(refined, valid)
     return BlockResult(
         labels=labels,
@@ -93,14 +108,14 @@ def locate(index: tuple[int, int], *, shape: tuple[int, int], spec: SegmentSpec)
         tiles = lattice.touching(write)
         needed = hull(_with_halo(lattice.window(tile), spec.crf, shape) for tile in tiles)
     lattice = network_lattice(shape, spec)
-    network = lattice.touching(needed)
+    network = lattice.touching(needed) if spec.probabilities_from is None else []
     return BlockWindows(
         shape=shape,
         write=write,
         predict=needed,
         network=tuple(network),
         crf=tuple(tiles),
-        read=hull(lattice.window(window) for window in network),
+        read=hull(lattice.window(window) for window in network) if network else needed,
     )
 
 
@@ -117,8 +132,29 @@ def predict(tile: Tile, windows: BlockWindows, *, engine: Engine, model: ModelSp
     return blender.result()
 
 
+def recall(tile: Tile, windows: BlockWindows, *, spec: SegmentSpec) -> NDArray[np.float32]:
+    """Read what the network said in an earlier run: (classes, height, width) float32 over ``windows.predict``, in steps of 1/255."""
+    assert spec.probabilities_from is not None
+    try:
+        stored = read_array(Path(spec.probabilities_from), "probabilities", windows.predict)
+    except StoreError as error:
+        raise SourceError(str(error)) from error  # it is this run's input
+    if bool((tile.valid & ~stored.any(axis=0)).any()):
+        raise SourceError(
+            f"{spec.probabilities_from} has pixels without any probability in {windows.predict}; every pixel with data needs them: a "
+            "chunk is missing, run `atrous resume` on that output"
+        )
+    return dequantise(stored)
+
+
 def refine(
-    blended: NDArray[np.float32], tile: Tile, windows: BlockWindows, *, spec: SegmentSpec, crf: CrfSpec
+    blended: NDArray[np.float32],
+    tile: Tile,
+    windows: BlockWindows,
+    *,
+    spec: SegmentSpec,
+    crf: CrfSpec,
+    processor: Processor = ONE_THREAD,
 ) -> NDArray[np.float32]:
     """Refine every CRF tile of a block and keep what the block writes: (classes, height, width) float32 over ``windows.write``."""
     lattice = crf_lattice(windows.shape, crf)
@@ -127,11 +163,13 @@ def refine(
         core = lattice.window(index)
         read = _with_halo(core, crf, windows.shape)
         inside = read.relative_to(tile.window).to_slices()
-        marginals = pydensecrf.refine(
+        marginals = refine_tile(
             blended[:, *read.relative_to(windows.predict).to_slices()],
             spec.stretch.apply(tile.pixels[:, *inside]),
             tile.valid[inside],
             crf,
+            offset_px=(read.row_off, read.col_off),
+            processor=processor,
         )
         kept = core.intersect(windows.write)
         assert kept is not None

@@ -109,6 +109,10 @@ class SegmentSpec:
     """The fully connected CRF; None: labels straight from the network."""
     output: OutputSpec = field(default_factory=OutputSpec)
     """Chunks and optional arrays."""
+    probabilities_from: str | None = None
+    """An earlier output whose probabilities are refined; the network is then not run. None: it is."""
+    probabilities_sha256: str | None = None
+    """Digest of those probabilities; what counts for a resume."""
 
     def __post_init__(self) -> None:
         unit = self.output.write_unit_px
@@ -137,8 +141,10 @@ class SegmentSpec:
             multiscale=MultiScaleSpec.from_dict(data.get("multiscale", {})),
             image_pooling=data.get("image_pooling"),
             scene_means=tuple(tuple(row) for row in data.get("scene_means", ())),
-            crf=None if data["crf"] is None else CrfSpec(**data["crf"]),
+            crf=None if data["crf"] is None else CrfSpec.from_dict(data["crf"]),
             output=OutputSpec(**data["output"]),
+            probabilities_from=data.get("probabilities_from"),
+            probabilities_sha256=data.get("probabilities_sha256"),
         )
 
     def digest(self) -> str:

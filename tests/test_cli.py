@@ -16,7 +16,7 @@ import zarr
 from PIL import Image
 
 import cli
-from workflows import cluster
+from workflows import cluster, plan
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("--window", "64", "--overlap", "16", "--block", "64", "--chunk", "32")
@@ -217,6 +217,18 @@ def test_memory_that_is_not_enough(segment, home, monkeypatch):
         pytest.param(["--stretch", "9,3"], "the first value must be below the second", id="stretch"),
         pytest.param(["--workers", "0"], "n_workers = 0", id="workers"),
         pytest.param(["--threads", "0"], "threads = 0", id="threads"),
+        pytest.param(["--crf-preset", "v7"], "preset 'v7' was asked for; known are: kazuto, v1", id="preset"),
+        pytest.param(["--crf-preset", "model"], "the model tiny brings no CRF: name one of kazuto, v1", id="no CRF of its own"),
+        pytest.param(["--crf-param", "theta_alfa=3"], "did you mean 'theta_alpha'?", id="CRF key"),
+        pytest.param(["--crf-param", "n_steps=many"], "n_steps=many was given; expected a whole number", id="CRF value"),
+        pytest.param(
+            ["--crf-param", "theta_beta=0"], "theta_beta = 0.0 was asked for; it must be a finite number above 0", id="CRF range"
+        ),
+        pytest.param(["--crf-param", "guide_bands=4"], "the model has 3 band(s)", id="CRF bands"),
+        pytest.param(["--crf-param", "compatibility=costs.txt"], "expected a .csv or .json file", id="CRF matrix"),
+        pytest.param(
+            ["--crf-backend", "pydensecrf", "--crf-param", "stop_below=0.1"], "give 0, or take the backend cpu", id="CRF stop"
+        ),
     ],
 )
 def test_settings_that_contradict_each_other(segment, home, options, fragment):
@@ -232,6 +244,10 @@ def test_settings_that_contradict_each_other(segment, home, options, fragment):
         pytest.param(["--bands", ""], "numbers with commas between", id="no numbers"),
         pytest.param(["--stretch", "1,2,3"], "expected two: LOW,HIGH", id="stretch"),
         pytest.param(["--blok", "64"], "--block", id="unknown option"),
+        pytest.param(["--crf-backend", "gpu"], "'pydensecrf'", id="CRF backend"),
+        pytest.param(["--no-crf", "--crf-param", "n_steps=3"], "--crf-param was given, and --no-crf", id="param without CRF"),
+        pytest.param(["--no-crf", "--crf-preset", "v1"], "--crf-preset was given, and --no-crf", id="preset without CRF"),
+        pytest.param(["--no-crf", "--crf-backend", "cpu"], "--crf-backend was given, and --no-crf", id="backend without CRF"),
         pytest.param(["third"], "unexpected extra argument", id="argument"),
     ],
 )
@@ -354,6 +370,86 @@ def test_settings_come_from_line_then_environment_then_config_then_default(atrou
     assert code == 0
     assert told["grid"] == {"window_px": 64, "overlap_px": 0, "block_px": 48, "blend": "taper"}
     assert told["scene"]["bands"] == [3, 2, 1]
+
+
+FEW = ("--crf-param", "theta_alpha=4", "--crf-param", "tile_px=48")
+"""A CRF that is quick on a small scene."""
+
+
+@pytest.fixture
+def crf_of(atrous, model, scene, monkeypatch):
+    """Return ``plan(*options, **environment) -> the CRF of the plan`` of a small scene."""
+    monkeypatch.setattr(plan, "calibrate", lambda *_: plan.Estimate(network_s=1.0, crf_s=1.0))
+
+    def go(*options, **environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        code, stdout, stderr = atrous("plan", scene, "--json", "--model", model, *SMALL, *HERE, *options)
+        assert code == 0, stderr
+        return json.loads(stdout)["crf"]
+
+    return go
+
+
+def test_without_a_word_about_it_there_is_no_crf(crf_of):
+    assert crf_of() is None
+    assert crf_of("--no-crf") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "backend", "origin"),
+    [
+        (["--crf"], "cpu", "preset kazuto"),
+        (["--crf-preset", "v2"], "cpu", "preset v2"),
+        (["--crf-backend", "torch"], "torch", "preset kazuto"),
+        (["--crf-backend", "auto"], "cpu", "preset kazuto"),
+        (["--crf-param", "n_steps=3", "--crf-param", "theta_alpha=9"], "cpu", "preset kazuto, with other n_steps, theta_alpha"),
+        (["--crf", "--crf-preset", "v1", "--crf-param", "n_steps=3"], "cpu", "preset v1, with other n_steps"),
+    ],
+    ids=" ".join,
+)
+def test_each_option_of_the_crf_asks_for_one(crf_of, options, backend, origin):
+    told = crf_of(*options)
+    assert (told["backend"], told["from"]) == (backend, origin)
+
+
+def test_crf_options_come_from_files_and_the_environment_too(crf_of, tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text("crf-preset = 'v1'\ncrf-param = ['theta_alpha=9', 'guide_bands=1,2']\n")
+    assert crf_of("--config", config)["from"] == "preset v1, with other guide_bands, theta_alpha"
+    assert crf_of("--config", config)["halo_px"] == 18
+    assert crf_of("--config", config, "--no-crf") is None, "what was typed wins"
+    config.write_text("crf-param = 'theta_alpha=5'\n")
+    assert crf_of("--config", config)["halo_px"] == 10
+    assert crf_of(ATROUS_PLAN_CRF_PARAM="theta_alpha=6 n_steps=2")["from"] == "preset kazuto, with other n_steps, theta_alpha"
+    assert crf_of(ATROUS_PLAN_CRF_PRESET="v2")["from"] == "preset v2, with other n_steps, theta_alpha"
+
+
+def test_an_option_typed_beside_a_file_that_says_no_is_refused(atrous, scene, tmp_path):
+    config = tmp_path / "config.toml"
+    config.write_text("crf = false\n")
+    code, _, stderr = atrous("plan", scene, "--config", config, "--crf-preset", "v1")
+    assert (code, "crf = false in a file" in " ".join(stderr.split())) == (2, True)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch", "pydensecrf"])
+def test_every_backend_segments_and_another_is_another_run(segment, home, backend):
+    if backend == "pydensecrf":
+        pytest.importorskip("pydensecrf")
+    assert segment("--crf-backend", backend, *FEW)[0] == 0
+    code, _, stderr = segment("--crf-backend", {"cpu": "torch"}.get(backend, "cpu"), *FEW)
+    assert code == 3
+    assert f"crf.backend was {backend}, is" in stderr
+
+
+def test_a_matrix_of_costs_is_read_from_a_file_and_changes_labels(segment, home):
+    (home / "costs.csv").write_text("0,1,1\n1,0,9\n1,9,0\n")
+    assert segment("--crf", *FEW, out="potts.zarr")[0] == 0
+    assert segment(*FEW, "--crf-param", "compatibility=costs.csv", out="matrix.zarr")[0] == 0
+    assert (labels_of("potts.zarr") != labels_of("matrix.zarr")).any()
+    code, _, stderr = segment("--crf-param", "compatibility=nothing.csv", out="third.zarr")
+    assert code == 65
+    assert "nothing.csv cannot be read" in stderr
 
 
 @pytest.mark.parametrize("command", [["plan"], ["segment", "--dry-run"]], ids=" ".join)

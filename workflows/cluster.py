@@ -38,8 +38,6 @@ _SETTINGS: dict[str, Any] = {
     # A killed worker blames every block it held; few are held, and suspects are tried again alone.
     "distributed.scheduler.allowed-failures": 1,
     "distributed.scheduler.worker-saturation": 1.0,
-    # pydensecrf holds the GIL, so a healthy worker can miss heartbeats for minutes.
-    "distributed.scheduler.worker-ttl": "30 minutes",
     "distributed.scheduler.no-workers-timeout": "10 minutes",
     # Results are tiny: spilling could only hide a leak.
     "distributed.worker.memory.target": False,
@@ -50,6 +48,8 @@ _SETTINGS: dict[str, Any] = {
     "distributed.admin.tick.limit": "1 hour",
     "distributed.nanny.pre-spawn-environ.GDAL_CACHEMAX": "128",
 }
+_SILENT_SETTINGS: dict[str, Any] = {"distributed.scheduler.worker-ttl": "30 minutes"}
+"""For pydensecrf, which holds the GIL; without it, a worker that says nothing for 5 minutes is given up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def staff(spec: ClusterSpec, *, n_blocks: int, bytes_of: Callable[[int], int]) -
     """
     if spec.scheduler is not None:
         return staff_of_cluster(spec, spec.scheduler)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     usable = int(_USABLE * min(virtual_memory().available, MEMORY_LIMIT))
     if is_serial(spec, n_blocks=n_blocks):
         n_workers = 1
@@ -113,18 +113,26 @@ def staff(spec: ClusterSpec, *, n_blocks: int, bytes_of: Callable[[int], int]) -
     return Staffing(n_workers=n_workers, threads=threads, limit_bytes=limit)
 
 
+def count_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_serial(spec: ClusterSpec, *, n_blocks: int) -> bool:
     """Tell whether this process does the work itself: when asked to, and when a single block leaves nothing to share."""
     return spec.scheduler is None and (spec.cluster == "serial" or (spec.cluster == "local" and n_blocks <= 1))
 
 
 @contextmanager
-def executor_for(spec: ClusterSpec, staffing: Staffing, *, n_blocks: int) -> Iterator[Executor]:
-    """Start (or connect to) the workers, yield the executor over them, and shut down what was started."""
+def executor_for(spec: ClusterSpec, staffing: Staffing, *, n_blocks: int, silent: bool = False) -> Iterator[Executor]:
+    """Start (or connect to) the workers, yield the executor over them, and shut down what was started.
+
+    ``silent``: a healthy worker can miss heartbeats for minutes, and is waited for.
+    """
     if is_serial(spec, n_blocks=n_blocks):
         yield SerialExecutor()
         return
-    with dask.config.set(_SETTINGS):
+    with dask.config.set({**_SETTINGS, **(_SILENT_SETTINGS if silent else {})}):
         if spec.scheduler is not None:
             with _connect(spec.scheduler) as client:
                 yield DaskExecutor(client)

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.crf.energy import CrfSpec
 from pipeline.network.checkpoint import file_sha256, read_model_spec
 from pipeline.network.footprint import flop_per_pixel, n_parameters
 from pipeline.network.models import resolve_model, shipped_models
 from pipeline.network.receptive_field import margin_px, receptive_field
 from pipeline.network.spec import MultiScaleSpec, NetworkSpec
 from pipeline.network.variants import Variant, variant, variant_names
+from workflows.report import describe_crf
 
 _ALIGNMENTS = {
     "centre": "centre: cells lie over their pixels",
@@ -125,6 +127,7 @@ def _weights_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("classes", ", ".join(item["name"] for item in facts["classes"])),
         ("bands", ", ".join(facts["bands"])),
+        ("CRF", describe_crf(CrfSpec.from_dict(facts["crf"])) if facts.get("crf") else "none of its own"),
         ("trained at", f"{gsd} per pixel"),
         ("licence", facts["licence"]),
     ]

@@ -25,7 +25,8 @@ _SAMPLE_BYTES = 65536
 def hard_fields(spec: SegmentSpec, scene: SceneInfo) -> dict[str, Any]:
     """Return the fields that decide the bytes: input, model, settings, algorithm; dotted names, JSON-able values."""
     settings = spec.to_dict()
-    for name in ("scene", "model_path", "model_sha256", "scene_means"):  # the means follow from scene, model and settings
+    # The means follow from scene, model and settings, the rest has names of its own below.
+    for name in ("scene", "model_path", "model_sha256", "scene_means", "probabilities_from", "probabilities_sha256"):
         settings.pop(name)
     return _flatten(
         {
@@ -36,6 +37,7 @@ def hard_fields(spec: SegmentSpec, scene: SceneInfo) -> dict[str, Any]:
                 "nodata": spec.scene.nodata,
             },
             "model": {"sha256": spec.model_sha256},
+            **({} if spec.probabilities_from is None else {"probabilities": {"sha256": spec.probabilities_sha256}}),
             **settings,
             "algorithm_version": ALGORITHM_VERSION,
         }
@@ -49,6 +51,11 @@ def soft_fields(spec: SegmentSpec, engine: EngineSpec) -> dict[str, Any]:
         {
             "input": {"uri": str(Path(spec.scene.uri).resolve())},
             "model": {"path": str(Path(spec.model_path).resolve())},
+            **(
+                {}
+                if spec.probabilities_from is None
+                else {"probabilities": {"path": str(Path(spec.probabilities_from).resolve())}}
+            ),
             "device": engine.device if engine.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"),
             "precision": "fp32" if engine.precision == "auto" else engine.precision,
             "machine": platform.machine(),

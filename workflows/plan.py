@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline import memory
-from pipeline.crf import pydensecrf
+from pipeline.crf.tile import Processor, refine_tile
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import TorchEngine, batch_size
+from pipeline.engine.torch_engine import TorchEngine, batch_size, choose_device
 from pipeline.grid import Blocks
 from pipeline.network.checkpoint import load_network
 from pipeline.network.image_pooling import assemble
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from pipeline.memory import MemoryBound
     from workflows.prepare import Prepared
 
-_CRF_SAMPLE_PX = 256
+_CRF_SAMPLE_PX = 512
+"""Side of the tile that is timed: from here on the time per pixel stays about the same."""
+_CRF_WARM_UP_PX = 32
+_GUIDE_PATCH_PX = 8
+_GUIDE_NOISE = 2.0
+"""The guide of the timed tile: patches of one colour, with noise of this deviation. pydensecrf takes as long for it as for imagery."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +89,13 @@ class Plan:
             },
             "crf": None
             if spec.crf is None
-            else {"tile_px": spec.crf.tile_px, "halo_px": spec.crf.halo_px, "pixels": self.n_crf_pixels},
+            else {
+                "backend": spec.crf.backend,
+                "from": self.prepared.crf_origin,
+                "tile_px": spec.crf.tile_px,
+                "halo_px": spec.crf.halo_px,
+                "pixels": self.n_crf_pixels,
+            },
             "n_blocks": self.n_blocks,
             "n_windows": self.n_windows,
             "redundancy": round(self.redundancy, 3),
@@ -154,24 +165,33 @@ def calibrate(plan: Plan, engine: EngineSpec) -> Estimate:
     window_s = (time.perf_counter() - started) / runner.batch_size
     return Estimate(
         network_s=plan.n_windows * window_s / plan.staffing.n_workers,
-        crf_s=plan.n_crf_pixels * _crf_seconds_per_pixel(plan, probabilities[0]) / plan.staffing.n_workers,
+        crf_s=plan.n_crf_pixels * _crf_seconds_per_pixel(plan, probabilities[0], engine) / plan.staffing.n_workers,
     )
 
 
-def _crf_seconds_per_pixel(plan: Plan, probabilities: NDArray[np.float32]) -> float:
+def _crf_seconds_per_pixel(plan: Plan, probabilities: NDArray[np.float32], engine: EngineSpec) -> float:
     crf = plan.prepared.spec.crf
     if crf is None:
         return 0.0
-    side: int = min(_CRF_SAMPLE_PX, probabilities.shape[1])
-    guide = np.random.default_rng(0).uniform(0, 255, (3, side // 8 + 1, side // 8 + 1)).repeat(8, 1).repeat(8, 2)
+    crf = dataclasses.replace(crf, absent_below=0.0, skip_above=1.0)  # what they save depends on the scene
+    processor = Processor(threads=plan.staffing.threads, device=str(choose_device(engine)))
+    side = _CRF_SAMPLE_PX
+    repeats = -(-side // probabilities.shape[1])
+    sample = np.ascontiguousarray(np.tile(probabilities, (1, repeats, repeats))[:, :side, :side])
+    guide = _sample_guide(len(plan.prepared.model.bands), side)
+    valid = np.ones((side, side), bool)
+    small = np.s_[..., :_CRF_WARM_UP_PX, :_CRF_WARM_UP_PX]
+    refine_tile(sample[small], guide[small], valid[small], crf, processor=processor)  # compiles
     started = time.perf_counter()
-    pydensecrf.refine(
-        np.ascontiguousarray(probabilities[:, :side, :side]),
-        guide[:, :side, :side].astype(np.float32),
-        np.ones((side, side), bool),
-        crf,
-    )
+    refine_tile(sample, guide, valid, crf, processor=processor)
     return (time.perf_counter() - started) / side**2
+
+
+def _sample_guide(n_bands: int, side: int) -> NDArray[np.float32]:
+    rng = np.random.default_rng(0)
+    n_patches = side // _GUIDE_PATCH_PX
+    patches = rng.uniform(0, 255, (n_bands, n_patches, n_patches)).repeat(_GUIDE_PATCH_PX, 1).repeat(_GUIDE_PATCH_PX, 2)
+    return (patches + rng.normal(0, _GUIDE_NOISE, patches.shape)).clip(0, 255).astype(np.float32)
 
 
 def _count(blocks: Blocks, prepared: Prepared) -> tuple[int, int]:

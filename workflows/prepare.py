@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.blend import check_grid
-from pipeline.crf import pydensecrf
+from pipeline.crf.backends import backend
 from pipeline.errors import SourceError, SpecError
 from pipeline.network.checkpoint import file_sha256, read_model_spec
 from pipeline.network.image_pooling import with_image_pooling
-from pipeline.network.models import DEFAULT_MODEL, resolve_model
+from pipeline.network.models import DEFAULT_MODEL, find_model, resolve_model
 from pipeline.network.multiscale import check_scales, unit_px
 from pipeline.network.receptive_field import margin_px
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch, estimate_stretch
+from workflows.crf_request import CrfRequest, choose
 
 if TYPE_CHECKING:
     from pipeline.crf.energy import CrfSpec
@@ -52,8 +52,8 @@ class Request:
     """How the answers become one; None: as the model says."""
     image_pooling: ImagePooling | None = None
     """What an image-level branch averages over; None: as the model says."""
-    crf: CrfSpec | None = None
-    """The CRF; None: without."""
+    crf: CrfRequest | CrfSpec | None = None
+    """The CRF: a preset with changes, or value by value; None: without."""
     output: OutputSpec = field(default_factory=OutputSpec)
     """Chunks and arrays."""
 
@@ -68,6 +68,8 @@ class Prepared:
     """The scene's header, all bands."""
     model: ModelSpec
     """The model's metadata."""
+    crf_origin: str | None = None
+    """Where the CRF's values come from, in words; None: without CRF, or not known any more."""
 
     @property
     def network(self) -> NetworkSpec:
@@ -78,7 +80,7 @@ class Prepared:
 def prepare(request: Request) -> Prepared:
     """Check a request against the scene's header and the model, and complete it."""
     if request.crf is not None:
-        pydensecrf.require()
+        backend(request.crf.backend).require()
     path = resolve_model(request.model)
     model = read_model_spec(path)
     with open_scene(SceneSpec(uri=request.scene, nodata=request.nodata)) as scene:
@@ -94,6 +96,7 @@ def prepare(request: Request) -> Prepared:
         stretch = _stretch(scene, request.stretch)
     multiscale = _multiscale(request, model)
     network = with_image_pooling(model.network, request.image_pooling)
+    crf, crf_origin = (None, None) if request.crf is None else choose(request.crf, model)
     spec = SegmentSpec(
         scene=source,
         model_path=str(path),
@@ -102,19 +105,17 @@ def prepare(request: Request) -> Prepared:
         grid=_grid(request, network, multiscale),
         multiscale=multiscale,
         image_pooling=network.image_pooling,
-        crf=request.crf,
+        crf=crf,
         output=request.output,
     )
-    return Prepared(spec=spec, scene=info, model=model)
+    return Prepared(spec=spec, scene=info, model=model, crf_origin=crf_origin)
 
 
 def reopen(spec: SegmentSpec) -> Prepared:
     """Look again at the scene and the model of a run's spec, for a resume."""
     if spec.crf is not None:
-        pydensecrf.require()
-    path = Path(spec.model_path)
-    if not path.is_file():
-        path = resolve_model(path.stem)  # shipped models move with the installation
+        backend(spec.crf.backend).require()
+    path = find_model(spec.model_path)
     with open_scene(dataclasses.replace(spec.scene, bands=None)) as scene:
         info = scene.info
     found = dataclasses.replace(spec, model_path=str(path), model_sha256=file_sha256(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.crf.energy import CrfSpec
     from workflows.plan import Estimate, Plan
     from workflows.segment_scene import Summary
 
@@ -12,11 +13,6 @@ if TYPE_CHECKING:
 def plan_lines(plan: Plan, estimate: Estimate) -> list[str]:
     """Return what a run would do and cost."""
     spec, scene, staffing = plan.prepared.spec, plan.prepared.scene, plan.staffing
-    crf = (
-        "none"
-        if spec.crf is None
-        else f"tiles of {spec.crf.tile_px} px, halo {spec.crf.halo_px} px, {plan.n_crf_pixels / 1e6:.1f} Mpx in all"
-    )
     staged = ", copied to tiles first" if plan.stages else ""
     names = [item.name for item in plan.prepared.model.classes]
     classes = ", ".join(names) if len(names) <= 8 else f"{len(names)} classes"
@@ -35,12 +31,39 @@ def plan_lines(plan: Plan, estimate: Estimate) -> list[str]:
         f"blocks     {plan.n_blocks} of {grid.block_px} px",
         f"windows    {plan.n_windows} of {grid.window_px} px, overlap {grid.overlap_px} px: {seen}",
         *views,
-        f"CRF        {crf}",
+        *_crf_lines(plan),
         f"workers    {staffing.n_workers} x {staffing.threads} thread(s)",
         f"memory     {plan.memory.total_bytes / 2**30:.2f} GiB per worker, of {staffing.limit_bytes / 2**30:.2f} GiB",
         *(f"           {term.n_bytes / 2**20:8.0f} MiB  {term.name}" for term in plan.memory.terms),
         f"time       about {_duration(estimate.total_s)} (network {times[0]}, CRF {times[1]}), from one timed window",
     ]
+
+
+def _crf_lines(plan: Plan) -> list[str]:
+    crf, origin = plan.prepared.spec.crf, plan.prepared.crf_origin
+    if crf is None:
+        return ["CRF        none"]
+    return [
+        f"CRF        {describe_crf(crf)}",
+        *([] if origin is None else [f"           from: {origin}"]),
+        f"           tiles of {crf.tile_px} px, halo {crf.halo_px} px, {plan.n_crf_pixels / 1e6:.1f} Mpx in all",
+    ]
+
+
+def describe_crf(crf: CrfSpec) -> str:
+    """Return what decides the labels of a CRF, in one line."""
+    costs = "" if crf.compatibility is None else ", own compatibility matrix"
+    bands = "" if crf.guide_bands is None else f", guided by band(s) {', '.join(map(str, crf.guide_bands)) or 'none'}"
+    options = "".join(
+        f", {name} {getattr(crf, name):g}"
+        for name, off in (("stop_below", 0), ("absent_below", 0), ("skip_above", 1))
+        if getattr(crf, name) != off
+    )
+    return (
+        f"w_appearance {crf.w_appearance:g} (theta_alpha {crf.theta_alpha:g} px, theta_beta {crf.theta_beta:g}), "
+        f"w_smoothness {crf.w_smoothness:g} (theta_gamma {crf.theta_gamma:g} px), {crf.n_steps} steps{costs}{bands}{options}; "
+        f"backend {crf.backend}"
+    )
 
 
 def status_lines(now: Any) -> list[str]:

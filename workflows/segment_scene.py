@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import choose_device
-from pipeline.errors import PipelineError, StoreError, StoreMismatchError
+from pipeline.errors import PipelineError, SpecError, StoreError, StoreMismatchError
 from pipeline.grid import Blocks
 from pipeline.network.checkpoint import load_network
 from pipeline.scene import SceneSpec, open_scene
@@ -35,6 +35,7 @@ from workflows.interrupt import stop_on_signal
 from workflows.journal import Journal, latest, read_entries
 from workflows.plan import Plan, make_plan
 from workflows.prepare import Prepared, Request, prepare, reopen
+from workflows.refinement import Refinement, prepare_refinement, reopen_refinement
 from workflows.run_state import RunPaths, RunRecord, check_same, locked, new_run_id, read_record, write_record
 from workflows.worker import BlockJob
 
@@ -98,11 +99,19 @@ def segment(request: Request, out: Path, execution: Execution, listen: Listener 
     return _run(prepare(request), RunPaths(out=out), execution, listen)
 
 
+def refine(request: Refinement, out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
+    """Refine the probabilities of an earlier output again, without the network; an output that the same request made is resumed."""
+    if out.absolute() == request.store.absolute():
+        raise SpecError(f"{out} was given as source and as output; give the output a path of its own")
+    return _run(prepare_refinement(request), RunPaths(out=out), execution, listen)
+
+
 def resume(out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
     """Go on with the run that makes ``out``."""
     paths = RunPaths(out=out.absolute())
     spec = SegmentSpec.from_dict(read_record(paths).spec)
-    return _run(reopen(spec), paths, execution, listen)
+    prepared = reopen(spec) if spec.probabilities_from is None else reopen_refinement(spec)
+    return _run(prepared, paths, execution, listen)
 
 
 def _run(prepared: Prepared, paths: RunPaths, execution: Execution, listen: Listener) -> Summary:
@@ -171,7 +180,7 @@ class _Run:
     def _measured(self) -> SegmentSpec:
         """Return the spec of a run that begins, with the means of the scene where the network needs them."""
         prepared = self._prepared
-        if prepared.network.image_pooling == "global":
+        if prepared.network.image_pooling == "global" and prepared.spec.probabilities_from is None:
             model, network = load_network(Path(prepared.spec.model_path))
             network = network.to(choose_device(self._execution.engine))
             with open_scene(self._source()) as scene:
@@ -216,12 +225,16 @@ class _Run:
             out=str(self._paths.out),
             run_id=self._record.run_id,
         )
-        if execution.cluster.scheduler is not None and self._prepared.spec.crf is not None:
-            self._listen(Notice(text=f"the CRF can keep a worker silent for minutes: start the scheduler with {WORKER_TTL_HINT}"))
+        crf = self._prepared.spec.crf
+        silent = crf is not None and crf.backend == "pydensecrf"
+        if execution.cluster.scheduler is not None and silent:
+            self._listen(
+                Notice(text=f"pydensecrf can keep a worker silent for minutes: start the scheduler with {WORKER_TTL_HINT}")
+            )
         with (
             stop_on_signal(self._announce_stop) as stop,
             Journal(self._paths.journal, run_id=self._record.run_id) as journal,
-            executor_for(execution.cluster, plan.staffing, n_blocks=len(left)) as executor,
+            executor_for(execution.cluster, plan.staffing, n_blocks=len(left), silent=silent) as executor,
         ):
             self._announce_start(plan, left, dashboard=executor.dashboard, n_workers=executor.n_workers)
             fatal: list[BlockFailure] = []
@@ -330,7 +343,8 @@ def _new_record(prepared: Prepared, engine: EngineSpec) -> RunRecord:
 def with_absolute_paths(spec: SegmentSpec) -> SegmentSpec:
     """Return the spec as it can be read from any working directory."""
     scene = dataclasses.replace(spec.scene, uri=str(Path(spec.scene.uri).absolute()))
-    return dataclasses.replace(spec, scene=scene, model_path=str(Path(spec.model_path).absolute()))
+    source = None if spec.probabilities_from is None else str(Path(spec.probabilities_from).absolute())
+    return dataclasses.replace(spec, scene=scene, model_path=str(Path(spec.model_path).absolute()), probabilities_from=source)
 
 
 def _layout(prepared: Prepared, hard: dict[str, Any]) -> StoreLayout:
@@ -348,6 +362,7 @@ def _layout(prepared: Prepared, hard: dict[str, Any]) -> StoreLayout:
             "software": f"atrous {metadata.version('atrous')}",
             "scene": Path(spec.scene.uri).name,
             "model": prepared.model.name,
+            **({} if spec.probabilities_from is None else {"refined": Path(spec.probabilities_from).name}),
             **{name: value for name, value in hard.items() if not name.startswith("input.header") and name != "input.mtime_ns"},
         },
     )

@@ -105,6 +105,17 @@ def read_image(path: Path) -> NDArray[Any]:
     return pixels
 
 
+def count_bands(path: Path) -> int:
+    """Return the number of bands of a raster; raises SourceError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as dataset:
+                return int(dataset.count)
+    except RasterioError as error:
+        raise SourceError(f"{path} cannot be read as an image ({error}); give a raster that GDAL reads") from error
+
+
 def read_labels(path: Path, coding: LabelCoding) -> NDArray[np.uint8]:
     """Return (height, width) class ids, 255 = ignored; raises SourceError on a value that means nothing."""
     if coding.colors is None:

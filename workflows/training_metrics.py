@@ -67,12 +67,16 @@ def measure_scene(network: nn.Module, model: ModelSpec, scene: LabelledScene, *,
     """Return the metrics of ``network`` on ``scene`` at its own resolution."""
     probabilities = predict_scene(network, model, scene.image, window_px=window_px)
     predicted = probabilities.argmax(dim=0).numpy()
-    labelled = scene.labels != IGNORED
-    n = len(model.classes)
-    pairs = scene.labels[labelled].astype(np.int64) * n + predicted[labelled]
-    matrix = np.bincount(pairs, minlength=n * n).reshape(n, n)
+    matrix = count_confusion(scene.labels, predicted, n_classes=len(model.classes))
     names = tuple(c.name for c in model.classes)
     return SceneMetrics(scene=scene.name, classes=names, confusion=tuple(tuple(row) for row in matrix.tolist()))
+
+
+def count_confusion(labels: NDArray[np.uint8], predicted: NDArray[Any], *, n_classes: int) -> NDArray[np.int64]:
+    """Return labelled pixels by true class (row) and predicted class (column); both arrays are (height, width) class ids."""
+    labelled = labels != IGNORED
+    pairs = labels[labelled].astype(np.int64) * n_classes + predicted[labelled]
+    return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
 def pool_metrics(parts: Sequence[SceneMetrics], name: str) -> SceneMetrics:

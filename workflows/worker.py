@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.engine.torch_engine import TorchEngine
+from pipeline.crf.tile import Processor
+from pipeline.engine.torch_engine import TorchEngine, choose_device
 from pipeline.errors import BlockError, WeightsError
 from pipeline.grid import Blocks
-from pipeline.network.checkpoint import file_sha256, load_network
+from pipeline.network.checkpoint import file_sha256, load_network, read_model_spec
 from pipeline.network.image_pooling import assemble
-from pipeline.network.models import resolve_model
+from pipeline.network.models import find_model
 from pipeline.scene import Scene, SceneSpec, open_scene
 from pipeline.segment import segment_block
 from pipeline.spec import SegmentSpec, json_digest
@@ -69,7 +70,8 @@ def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1) -> Bloc
     started = time.perf_counter()
     engine, model = load_engine(job.spec, job.engine)
     scene = _scene(job)
-    result = segment_block(index, scene=scene, engine=engine, model=model, spec=job.spec)
+    processor = _processor(job)
+    result = segment_block(index, scene=scene, engine=engine, model=model, spec=job.spec, processor=processor)
     _check_still_ours(job)
     window = Blocks(shape=scene.info.shape, block_px=job.spec.grid.block_px).window(index)
     chunks = () if result is None else write_block(Path(job.out), window, _arrays(result))
@@ -80,14 +82,16 @@ def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1) -> Bloc
         class_counts=() if result is None else _count(result, n_classes=len(model.classes)),
         n_pixels=window.n_pixels,
         seconds=round(time.perf_counter() - started, 3),
-        device=engine.device,
+        device=processor.device if engine is None else engine.device,
         host=socket.gethostname(),
         attempt=attempt,
     )
 
 
-def load_engine(spec: SegmentSpec, engine: EngineSpec) -> tuple[Engine, ModelSpec]:
-    """Return the running network and its model, loading them in this process at the first call."""
+def load_engine(spec: SegmentSpec, engine: EngineSpec) -> tuple[Engine | None, ModelSpec]:
+    """Return the running network (None where an earlier run's probabilities are refined) and its model, loading them at the first call."""
+    if spec.probabilities_from is not None:
+        return None, _read_model(spec.model_path)
     system = (spec.multiscale, spec.image_pooling, spec.scene_means)
     with _loading:
         return _load_engine(spec.model_path, spec.model_sha256, system, engine)
@@ -95,7 +99,7 @@ def load_engine(spec: SegmentSpec, engine: EngineSpec) -> tuple[Engine, ModelSpe
 
 @lru_cache(maxsize=1)
 def _load_engine(given: str, sha256: str, system: _System, engine: EngineSpec) -> tuple[Engine, ModelSpec]:
-    path = Path(given) if Path(given).is_file() else resolve_model(Path(given).stem)  # a shipped model, installed elsewhere
+    path = find_model(given)
     if (found := file_sha256(path)) != sha256:
         raise WeightsError(
             f"the model {path} has SHA-256 {found[:12]}… on this machine; the run was planned with {sha256[:12]}…: "
@@ -104,6 +108,18 @@ def _load_engine(given: str, sha256: str, system: _System, engine: EngineSpec) -
     model, network = load_network(path)
     multiscale, mode, scene_means = system
     return TorchEngine(assemble(network, multiscale, mode=mode, scene_means=scene_means), engine), model
+
+
+@lru_cache(maxsize=1)
+def _read_model(given: str) -> ModelSpec:
+    return read_model_spec(find_model(given))
+
+
+def _processor(job: BlockJob) -> Processor:
+    """Return what the CRF runs on: its own threads, and the network's device where the backend can use it."""
+    crf = job.spec.crf
+    device = str(choose_device(job.engine)) if crf is not None and crf.backend == "torch" else "cpu"
+    return Processor(threads=job.engine.threads, device=device)
 
 
 def _scene(job: BlockJob) -> Scene:

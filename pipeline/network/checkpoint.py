@@ -28,6 +28,8 @@ StoredKernels = Literal["float16", "float32"]
 
 _HEADER_KEY = "atrous_model"
 _FORMAT = 1
+_LENGTH_BYTES = 8
+"""A ``.safetensors`` file starts with the length of its JSON header in so many bytes."""
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80")
 
 
@@ -50,8 +52,7 @@ def save_checkpoint(path: Path, network: DeepLab, spec: ModelSpec, *, kernels: S
     """
     tensors = {name: _to_stored(tensor, kernels) for name, tensor in stored_tensors(network).items()}
     _check_finite(path, tensors)
-    header = json.dumps({"format": _FORMAT, "model": spec.to_dict()}, sort_keys=True, allow_nan=False)
-    _write_atomically(Path(path), save(tensors, metadata={_HEADER_KEY: header}))
+    _write_atomically(Path(path), save(tensors, metadata={_HEADER_KEY: _describe(spec)}))
 
 
 def read_model_spec(path: Path) -> ModelSpec:
@@ -88,6 +89,29 @@ def load_network(path: Path) -> tuple[ModelSpec, DeepLab]:
     return spec, network.eval()
 
 
+def copy_with_spec(source: Path, target: Path, spec: ModelSpec) -> None:
+    """Write the weights of ``source``, byte for byte, to ``target`` under the description ``spec``; both may be the same file.
+
+    Raises
+    ------
+    WeightsError
+        If ``source`` is no checkpoint, or its weights are those of another network than the description's.
+    StoreError
+        If ``target`` cannot be written.
+    """
+    if read_model_spec(source).network != spec.network:
+        raise WeightsError(
+            f"the weights in {source} are of another network than {spec.name!r} describes; give the network's own file"
+        )
+    content = Path(source).read_bytes()
+    start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
+    header: dict[str, Any] = json.loads(content[_LENGTH_BYTES:start])
+    header["__metadata__"] = {**header["__metadata__"], _HEADER_KEY: _describe(spec)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)  # as safetensors pads it: tensors start at a multiple of eight
+    _write_atomically(Path(target), len(text).to_bytes(_LENGTH_BYTES, "little") + text + content[start:])
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return all tensors of a ``.safetensors`` file as float32 by name."""
     try:
@@ -109,6 +133,10 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error}); give the path of a file of weights") from error
+
+
+def _describe(spec: ModelSpec) -> str:
+    return json.dumps({"format": _FORMAT, "model": spec.to_dict()}, sort_keys=True, allow_nan=False)
 
 
 def _to_stored(tensor: Tensor, kernels: StoredKernels) -> Tensor:

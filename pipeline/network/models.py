@@ -37,3 +37,9 @@ def resolve_model(name_or_path: str | Path) -> Path:
         f"{str(name_or_path)!r} is neither a shipped model ({', '.join(shipped) or 'none'}) nor a file; "
         f"{suggest(str(name_or_path), shipped)}"
     )
+
+
+def find_model(recorded: str | Path) -> Path:
+    """Return the checkpoint that an earlier run recorded; a shipped model may be installed elsewhere by now."""
+    path = Path(recorded)
+    return path if path.is_file() else resolve_model(path.stem)

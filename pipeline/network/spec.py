@@ -11,6 +11,7 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
+from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SpecError
 from pipeline.network.backbones import backbone_entry
 from pipeline.network.choices import Alignment, Architecture, BottleneckStride, EntryRate, Fusion, ImagePooling, Padding, Stem
@@ -277,6 +278,8 @@ class ModelSpec:
     """Lowest and highest value of the model input units; scenes of another range are scaled to it first."""
     multiscale: MultiScaleSpec = field(default_factory=MultiScaleSpec)
     """The scales that the model is meant to be run at; ``--scales`` and ``--flip`` override them."""
+    crf: CrfSpec | None = None
+    """The CRF that was found for this model; None: none was. ``--crf`` takes it unless a preset is named."""
     gsd_m: float | None = None
     """Ground sample distance of the training scenes, m, or None where it is not known."""
     licence: str = "unknown"
@@ -298,6 +301,8 @@ class ModelSpec:
             raise SpecError(f"input_range is {self.input_range}; the first value must be below the second")
         if self.gsd_m is not None and not self.gsd_m > 0:
             raise SpecError(f"gsd_m is {self.gsd_m}; give metres above 0, or leave it out where it is unknown")
+        if self.crf is not None:
+            self.crf.check_fits(n_classes=self.network.n_classes, n_bands=self.network.n_bands)
 
     def _check_counts(self) -> None:
         counts = {
@@ -317,7 +322,10 @@ class ModelSpec:
         plain = {name: list(getattr(self, name)) for name in ("bands", "mean", "std", "input_range")}
         classes = [asdict(c) for c in self.classes]
         nested = {"network": self.network.to_dict(), "multiscale": self.multiscale.to_dict(), "classes": classes}
-        return {**asdict(self), **plain, **nested}
+        found = {**asdict(self), **plain, **nested}
+        if self.crf is None:  # left out, so that the header of a model without one is as it always was
+            del found["crf"]
+        return found
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelSpec:
@@ -333,6 +341,8 @@ class ModelSpec:
         given["network"] = NetworkSpec.from_dict(given["network"])
         if "multiscale" in given:
             given["multiscale"] = MultiScaleSpec.from_dict(given["multiscale"])
+        if given.get("crf") is not None:
+            given["crf"] = CrfSpec.from_dict(given["crf"])
         return cls(**given)
 
 

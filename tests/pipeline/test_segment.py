@@ -8,7 +8,7 @@ import pytest
 import torch
 from factories import MemoryScene, lively_network, texture, tiny_model_spec
 
-from pipeline.crf import pydensecrf
+from pipeline.crf.backends import backend
 from pipeline.crf.energy import CrfSpec
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import TorchEngine
@@ -143,19 +143,24 @@ def test_the_blocks_together_are_what_a_naive_loop_over_the_scene_gives(model, n
     assert not found.probabilities[:, ~scene.valid].any()
 
 
-def test_the_crf_sees_global_tiles_with_their_halo(model, network, engine):
+@pytest.mark.parametrize("name", ["cpu", "torch", "pydensecrf"])
+def test_the_crf_sees_global_tiles_with_their_halo(model, network, engine, name):
+    if name == "pydensecrf":
+        pytest.importorskip("pydensecrf")
+    crf = dataclasses.replace(CRF, backend=name)
     scene = scene_of(holes=HOLES[:2])
     blended = oracle(scene, network=network, model=model, window=64, overlap=16).astype(np.float32)
     guide = STRETCH.apply(scene.pixels)
-    expected, halo = np.zeros_like(blended), 8  # 2 x theta_alpha
+    expected, halo = np.zeros_like(blended), crf.halo_px
     for top in range(0, SHAPE[0], CRF.tile_px):
         for left in range(0, SHAPE[1], CRF.tile_px):
             rows = slice(max(top - halo, 0), min(top + CRF.tile_px + halo, SHAPE[0]))
             cols = slice(max(left - halo, 0), min(left + CRF.tile_px + halo, SHAPE[1]))
-            refined = pydensecrf.refine(blended[:, rows, cols], guide[:, rows, cols], scene.valid[rows, cols], CRF)
+            tile = (blended[:, rows, cols], guide[:, rows, cols], scene.valid[rows, cols], crf)
+            refined = backend(name).refine(*tile, offset_px=(rows.start, cols.start))
             core = refined[:, top - rows.start :, left - cols.start :][:, : CRF.tile_px, : CRF.tile_px]
             expected[:, top : top + core.shape[1], left : left + core.shape[2]] = core
-    found = segment(scene, spec_of(block=96, crf=CRF), model=model, engine=engine)
+    found = segment(scene, spec_of(block=96, crf=crf), model=model, engine=engine)
     assert (expected.argmax(axis=0) != blended.argmax(axis=0))[scene.valid].mean() > 0.005, "the CRF must have an effect"
     assert_same_labels(found, expected, scene.valid, tolerance=1e-3)
     assert np.abs(found.probabilities - blended * 255)[:, scene.valid].max() < 1, "the probabilities are those before the CRF"

@@ -35,7 +35,19 @@ def segment_specs(draw):
     chunk = draw(st.integers(16, 2048))
     shard = draw(st.none() | st.integers(1, 5).map(lambda n: n * chunk))
     lows = draw(st.lists(finite, min_size=n_bands, max_size=n_bands))
-    crf = st.builds(CrfSpec, theta_alpha=finite, theta_beta=finite, w_smoothness=finite, n_steps=st.integers(1, 20))
+    share = st.floats(0, 0.5)
+    crf = st.builds(
+        CrfSpec,
+        theta_alpha=finite,
+        theta_beta=finite,
+        w_smoothness=finite,
+        n_steps=st.integers(1, 20),
+        compatibility=st.none() | finite.map(lambda cost: ((0.0, cost), (cost, 0.5))),
+        guide_bands=st.none() | st.lists(st.integers(1, 9), unique=True).map(tuple),
+        backend=st.sampled_from(["cpu", "torch"]),
+        stop_below=share,
+        absent_below=share,
+    )
     return SegmentSpec(
         scene=SceneSpec(
             uri=draw(st.text(min_size=1)),
@@ -96,6 +108,14 @@ CHANGES = [
     ("crf", {"w_smoothness": 2.0}),
     ("crf", {"n_steps": 9}),
     ("crf", {"tile_px": 512}),
+    ("crf", {"compatibility": ((0.0, 1.0), (1.0, 0.0))}),
+    ("crf", {"guide_bands": (1,)}),
+    ("crf", {"backend": "torch"}),
+    ("crf", {"stop_below": 0.01}),
+    ("crf", {"absent_below": 0.01}),
+    ("crf", {"skip_above": 0.99}),
+    (None, {"probabilities_from": "earlier.zarr"}),
+    (None, {"probabilities_sha256": "ef" * 32}),
     ("output", {"chunk_px": 256}),
     ("output", {"shard_px": None}),
     ("output", {"probabilities": True}),

@@ -15,7 +15,7 @@ from pipeline.spec import GridSpec, OutputSpec
 from workflows.cluster import ClusterSpec
 from workflows.events import BlockReceipt
 from workflows.prepare import Request
-from workflows.segment_scene import Execution
+from workflows.segment_scene import Execution, segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,6 +57,19 @@ def execution() -> Callable[..., Execution]:
         return Execution(**{**given, **changes})
 
     return build
+
+
+@pytest.fixture
+def stored(request_for: Callable[..., Request], execution: Callable[..., Execution], tmp_path: Path) -> Callable[..., Path]:
+    """Return ``run(scene, name, **fields of Request) -> Path`` of a finished output with its probabilities."""
+
+    def run(scene: Path, name: str = "first.zarr", **changes: Any) -> Path:
+        out = tmp_path / name
+        given = {"output": OutputSpec(chunk_px=32, probabilities=True), **changes}
+        assert segment(request_for(scene, **given), out, execution(overwrite=True)).succeeded
+        return out
+
+    return run
 
 
 @pytest.fixture

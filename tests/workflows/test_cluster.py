@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
+import dask
 import pytest
+from dask.utils import parse_timedelta
 
 from pipeline.errors import MissingDependencyError, SpecError
 from workflows import cluster
@@ -103,6 +105,26 @@ def test_what_this_process_does_itself(spec, n_blocks, expected):
 def test_impossible_wishes_are_refused(given, message):
     with pytest.raises(SpecError, match=message):
         ClusterSpec(**given)
+
+
+@pytest.mark.parametrize(("silent", "patience"), [(False, "5 minutes"), (True, "30 minutes")])
+def test_only_workers_that_may_fall_silent_are_waited_for(machine, monkeypatch, silent, patience):
+    machine(2, 10)
+    seen = {}
+
+    class NoCluster(Exception):  # noqa: N818
+        pass
+
+    def start(*_arguments):
+        seen["ttl"] = dask.config.get("distributed.scheduler.worker-ttl")
+        raise NoCluster
+
+    monkeypatch.setattr(cluster, "_start", start)
+    spec = ClusterSpec(cluster="local")
+    staffing = staff(spec, n_blocks=5, bytes_of=one_gib)
+    with pytest.raises(NoCluster), executor_for(spec, staffing, n_blocks=5, silent=silent):
+        pass
+    assert parse_timedelta(seen["ttl"]) == parse_timedelta(patience)
 
 
 def test_a_serial_executor_has_no_dashboard(machine):

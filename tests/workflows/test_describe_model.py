@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from factories import lively_network, tiny_model_spec
 
+from pipeline.crf.energy import CrfSpec
 from pipeline.errors import UnknownModelError
 from pipeline.network.checkpoint import save_checkpoint
 from pipeline.network.deeplab import build_network
@@ -53,6 +54,17 @@ def test_a_model_that_averages_over_its_window_has_no_margin_and_is_told_the_way
     assert value_of(lines, "receptive field") == ["the whole window (image-level pooling)"]
     assert value_of(lines, "trained at") == ["0.5 m per pixel"]
     assert re.split(r"\s{2,}", list_lines([facts])[1])[3:5] == ["window", "none"]
+
+
+def test_a_models_own_crf_is_shown(written):
+    assert value_of(description_lines(describe(written())), "CRF") == ["none of its own"]
+    facts = describe(written(crf=CrfSpec(theta_alpha=33, compatibility=((0, 1, 1), (1, 0, 1), (1, 1, 0)), absent_below=0.02)))
+    assert facts["crf"]["theta_alpha"] == 33
+    (line,) = value_of(description_lines(facts), "CRF")
+    assert line.startswith(
+        "w_appearance 4 (theta_alpha 33 px, theta_beta 3), w_smoothness 3 (theta_gamma 1 px), 10 steps, own compatib"
+    )
+    assert line.endswith(", absent_below 0.02; backend cpu")
 
 
 def test_scales_count_in_cost_and_margin(written):

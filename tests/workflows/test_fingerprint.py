@@ -38,6 +38,16 @@ def fields_of(path, **changes) -> dict:
         return hard_fields(spec, opened.info)
 
 
+OTHERS = {
+    "shard_px": 128,
+    "compatibility": ((0.0, 2.0), (2.0, 0.0)),
+    "guide_bands": (2, 1),
+    "backend": "torch",
+    "skip_above": 0.75,
+}
+"""Other values for fields whose next best value is not allowed."""
+
+
 def other_value(value):
     if isinstance(value, bool):
         return not value
@@ -62,7 +72,7 @@ def test_every_setting_changes_the_field_of_its_name(scene, part, value, field):
     base = {part: value}
     if part == "output":
         base["grid"] = GridSpec(window_px=64, overlap_px=16, block_px=128)
-    changed_value = other_value(getattr(value, field)) if field != "shard_px" else 128
+    changed_value = OTHERS.get(field) or other_value(getattr(value, field))
     other = {**base, part: dataclasses.replace(value, **{field: changed_value})}
     difference = changed(fields_of(scene, **base), fields_of(scene, **other))
     assert list(difference) == [f"{part}.{field}"]
@@ -99,6 +109,14 @@ def test_without_crf_is_another_run(scene):
     names = list(changed(fields_of(scene), fields_of(scene, crf=None)))
     assert "crf" in names
     assert all(name.startswith("crf") for name in names)
+
+
+def test_a_matrix_and_bands_are_named_with_their_values(scene):
+    crf = CrfSpec(compatibility=((0, 1), (1, 0)), guide_bands=(3,))
+    fields = json.loads(json.dumps(fields_of(scene, crf=crf), allow_nan=False))
+    assert fields["crf.compatibility"] == [[0.0, 1.0], [1.0, 0.0]]
+    assert fields["crf.guide_bands"] == [3]
+    assert not changed(fields, fields_of(scene, crf=crf)), "also after it was read back"
 
 
 def test_the_algorithm_has_a_version(scene, monkeypatch):

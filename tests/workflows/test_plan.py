@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,8 +14,11 @@ from pipeline.grid import Blocks
 from pipeline.segment import crf_lattice, locate
 from pipeline.spec import GridSpec
 from workflows import cluster
-from workflows.plan import calibrate, make_plan
+from workflows import plan as plan_module
+from workflows.crf_request import CrfRequest
+from workflows.plan import Estimate, calibrate, make_plan
 from workflows.prepare import prepare
+from workflows.report import plan_lines
 
 
 @pytest.fixture
@@ -64,7 +68,13 @@ def test_a_plan_is_json_and_says_what_will_be_run(plan_for):
     assert told["scene"] == {"height": 150, "width": 203, "bands": [1, 2, 3], "dtype": "uint8", "staged": False}
     assert told["model"]["name"] == "tiny"
     assert (told["n_blocks"], told["n_windows"]) == (plan.n_blocks, plan.n_windows)
-    assert told["crf"] == {"tile_px": 48, "halo_px": 14, "pixels": plan.n_crf_pixels}
+    assert told["crf"] == {
+        "backend": "cpu",
+        "from": "given value by value",
+        "tile_px": 48,
+        "halo_px": 18,
+        "pixels": plan.n_crf_pixels,
+    }
     assert told["memory"]["bytes_per_worker"] == sum(told["memory"]["terms"].values())
     assert told["workers"]["n"] == 1
 
@@ -98,6 +108,32 @@ def test_memory_does_not_grow_with_the_scene(plan_for, raster):
     small = plan_for(raster(height=300, width=300, name="small.tif"))
     large = plan_for(raster(height=1500, width=1500, name="large.tif"))
     assert large.memory.total_bytes == small.memory.total_bytes
+
+
+def test_a_plan_tells_a_person_which_crf_it_is(plan_for):
+    plan = plan_for(crf=CrfRequest(preset="v2", changes={"theta_alpha": 7.0, "guide_bands": (2,), "stop_below": 0.01}))
+    text = "\n".join(plan_lines(plan, Estimate(network_s=1, crf_s=2)))
+    assert "CRF        w_appearance 4 (theta_alpha 7 px, theta_beta 3), w_smoothness 3 (theta_gamma 3 px), 10 steps, " in text
+    assert "guided by band(s) 2, stop_below 0.01; backend cpu\n" in text
+    assert "from: preset v2, with other guide_bands, stop_below, theta_alpha\n" in text
+    assert "CRF        none\n" in "\n".join(plan_lines(plan_for(), Estimate(network_s=1, crf_s=0)))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch", "pydensecrf"])
+def test_the_chosen_backend_is_timed_after_it_was_warmed_up(plan_for, execution, monkeypatch, backend):
+    if backend == "pydensecrf":
+        pytest.importorskip("pydensecrf")
+    seen = []
+    real = plan_module.refine_tile
+
+    def spy(probabilities, guide, valid, crf, *, processor):
+        seen.append((valid.shape, len(guide), crf.backend, crf.skip_above, processor.threads))
+        return real(probabilities, guide, valid, crf, processor=processor)
+
+    monkeypatch.setattr(plan_module, "refine_tile", spy)
+    plan = plan_for(crf=dataclasses.replace(CRF, backend=backend, n_steps=1, skip_above=0.5))
+    assert calibrate(plan, execution().engine).crf_s > 0
+    assert seen == [((32, 32), 3, backend, 1.0, 1), ((512, 512), 3, backend, 1.0, 1)]
 
 
 def test_one_timed_window_is_scaled_up(plan_for, execution):

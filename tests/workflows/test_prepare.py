@@ -9,11 +9,13 @@ import pytest
 
 from pipeline.crf import pydensecrf
 from pipeline.crf.energy import CrfSpec
+from pipeline.crf.presets import PRESETS
 from pipeline.errors import MissingDependencyError, SourceError, SpecError, UnknownModelError
 from pipeline.network.checkpoint import file_sha256, read_model_spec
 from pipeline.network.receptive_field import margin_px
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch
+from workflows.crf_request import CrfRequest
 from workflows.prepare import prepare, reopen
 
 
@@ -123,13 +125,25 @@ def test_unknown_models_and_missing_scenes(tmp_path, raster, request_for):
 def test_the_crf_is_missed_before_anything_else(tmp_path, request_for, monkeypatch):
     monkeypatch.setattr(pydensecrf, "dcrf", None)
     with pytest.raises(MissingDependencyError, match=r"atrous\[crf\]"):
-        prepare(request_for(tmp_path / "nothing.tif", crf=CrfSpec()))
+        prepare(request_for(tmp_path / "nothing.tif", crf=CrfSpec(backend="pydensecrf")))
 
 
 def test_a_resume_sees_the_same_as_the_first_call(raster, request_for):
     prepared = prepare(request_for(raster(dtype="uint16", nodata=0), crf=CrfSpec()))
     kept = SegmentSpec.from_dict(prepared.spec.to_dict())
-    assert reopen(kept) == prepared
+    assert reopen(kept) == dataclasses.replace(prepared, crf_origin=None)
+
+
+@pytest.mark.parametrize("crf", [CrfSpec(guide_bands=(4,)), CrfRequest(changes={"guide_bands": (4,)})], ids=["spec", "request"])
+def test_a_crf_for_another_model_is_refused(raster, request_for, crf):
+    with pytest.raises(SpecError, match=r"guide_bands = 4 .*the model has 3 band\(s\)"):
+        prepare(request_for(raster(bands=5), crf=crf))
+
+
+def test_a_crf_by_preset_becomes_values(raster, request_for):
+    prepared = prepare(request_for(raster(), crf=CrfRequest(preset="v1", changes={"n_steps": 4}, backend="torch")))
+    assert prepared.spec.crf == dataclasses.replace(PRESETS["v1"].crf, n_steps=4, backend="torch")
+    assert prepared.crf_origin == "preset v1, with other n_steps"
 
 
 def test_a_resume_sees_a_changed_model(raster, request_for, other_model):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import StoreError, WeightsError
-from pipeline.network.checkpoint import file_sha256, load_network, read_model_spec, save_checkpoint
+from pipeline.network.checkpoint import copy_with_spec, file_sha256, load_network, read_model_spec, save_checkpoint
 from pipeline.network.deeplab import DeepLab, build_network
 from pipeline.network.spec import ClassSpec, ModelSpec, NetworkSpec
 
@@ -167,3 +167,21 @@ def test_kernels_are_stored_in_half_precision(checkpoint: Path) -> None:
     assert kinds["classifier.weight"] == torch.float16
     assert kinds["backbone.stem.norm.running_var"] == torch.float32
     assert checkpoint.stat().st_size < 2.2 * sum(int(np.prod(p.shape)) for p in build_network(NETWORK).parameters())
+
+
+def test_another_description_leaves_the_weights_as_they_lie_in_the_file(checkpoint: Path, tmp_path: Path) -> None:
+    described = replace(MODEL, licence="CC0-1.0", provenance={"n_steps": 3, "why": "a longer header"})
+    copy_with_spec(checkpoint, tmp_path / "copy.safetensors", described)
+    assert read_model_spec(tmp_path / "copy.safetensors") == described
+    copied, original = load_file(tmp_path / "copy.safetensors"), load_file(checkpoint)
+    assert copied.keys() == original.keys()
+    assert all(torch.equal(copied[name], original[name]) and copied[name].dtype == original[name].dtype for name in original)
+    copy_with_spec(tmp_path / "copy.safetensors", tmp_path / "copy.safetensors", MODEL)
+    assert (tmp_path / "copy.safetensors").read_bytes() == checkpoint.read_bytes()
+
+
+def test_the_description_of_another_network_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    other = replace(MODEL, network=replace(NETWORK, aspp_channels=16))
+    with pytest.raises(WeightsError, match="are of another network than 'small' describes"):
+        copy_with_spec(checkpoint, tmp_path / "copy.safetensors", other)
+    assert not (tmp_path / "copy.safetensors").exists()

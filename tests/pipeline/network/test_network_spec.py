@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SpecError
 from pipeline.network.spec import ClassSpec, ModelSpec, NetworkSpec
 
@@ -24,6 +25,24 @@ MODEL = ModelSpec(
 
 def test_a_model_survives_json_and_back() -> None:
     assert ModelSpec.from_dict(json.loads(json.dumps(MODEL.to_dict()))) == MODEL
+
+
+def test_a_crf_travels_with_its_model() -> None:
+    crf = CrfSpec(theta_alpha=9, compatibility=((0, 2), (2, 0)), guide_bands=(4, 1), stop_below=0.01)
+    with_crf = replace(MODEL, crf=crf)
+    assert ModelSpec.from_dict(json.loads(json.dumps(with_crf.to_dict()))) == with_crf
+    assert with_crf != MODEL
+
+
+def test_a_model_without_crf_is_described_as_it_always_was() -> None:
+    assert "crf" not in MODEL.to_dict()
+
+
+def test_a_crf_for_other_classes_is_refused() -> None:
+    with pytest.raises(SpecError, match="compatibility of 3 classes was given; the model has 2"):
+        replace(MODEL, crf=CrfSpec(compatibility=((0, 1, 1), (1, 0, 1), (1, 1, 0))))
+    with pytest.raises(SpecError, match=r"guide_bands = 5 .*the model has 4 band"):
+        replace(MODEL, crf=CrfSpec(guide_bands=(5,)))
 
 
 def test_a_network_survives_json_and_back() -> None:
