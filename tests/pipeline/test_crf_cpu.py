@@ -2,14 +2,24 @@
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.crf import cpu, exact
+from pipeline.crf import cpu, exact, torch_lattice
 from pipeline.crf.energy import CrfSpec
 from pipeline.crf.lattice import PART_PX, embed
+from pipeline.crf.tile import refine_tile
+from pipeline.engine.protocol import EngineSpec
+from pipeline.engine.torch_engine import TorchEngine
 from pipeline.errors import SpecError
+from pipeline.network.checkpoint import load_network
+from pipeline.network.models import DEFAULT_MODEL, resolve_model
+from pipeline.normalise import normalise
+from pipeline.scene import SceneSpec, open_scene, read_reflected
+from pipeline.stretch import Stretch
+from pipeline.window import Window
 
 WIDE = CrfSpec(theta_alpha=30.0, theta_beta=13.0, theta_gamma=3.0, n_steps=10)
 SHARP = CrfSpec(theta_alpha=67.0, theta_beta=3.0, theta_gamma=1.0, n_steps=10)
@@ -58,6 +68,37 @@ def test_labels_agree_with_pydensecrf_on_tiles_that_are_no_squares(n_classes, sp
     assert agreement(theirs, probabilities) < 0.99, "or there is nothing to agree about"
     assert agreement(ours, theirs) >= 0.995
     np.testing.assert_allclose(ours.sum(axis=0), 1, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """Return probabilities of the shipped model on a part of the sample scene, and its pixels."""
+    model, network = load_network(resolve_model(DEFAULT_MODEL))
+    window = Window(row_off=512, col_off=640, height=512, width=448)
+    with open_scene(SceneSpec(uri=str(Path(__file__).parents[2] / "examples" / "dubai-tile2.tif"))) as scene:
+        tile = read_reflected(scene, window)
+    pixels = normalise(tile, window, stretch=Stretch.identity(3), model=model)
+    return TorchEngine(network, EngineSpec(threads=1)).predict(pixels[np.newaxis])[0], tile.pixels.astype(np.float32)
+
+
+@pytest.mark.parametrize("theta_beta", [3.0, 10.0, 13.0])
+@pytest.mark.parametrize("backend", [pytest.param(cpu, id="cpu"), pytest.param(torch_lattice, id="torch")])
+def test_labels_of_the_shipped_model_agree_with_pydensecrf(sample, theta_beta, backend):
+    pydensecrf = pytest.importorskip("pipeline.crf.pydensecrf")
+    probabilities, guide = sample
+    spec = CrfSpec(theta_beta=theta_beta)
+    ours, theirs = (one.refine(probabilities, guide, everywhere(guide.shape[1:]), spec) for one in (backend, pydensecrf))
+    assert agreement(theirs, probabilities) < 0.95, "or there is nothing to agree about"
+    assert agreement(ours, theirs) >= 0.998
+
+
+def test_leaving_out_work_keeps_the_labels_of_the_shipped_model(sample):
+    pydensecrf = pytest.importorskip("pipeline.crf.pydensecrf")
+    probabilities, guide = sample
+    less = CrfSpec(theta_beta=13.0, stop_below=0.01, absent_below=0.02)
+    ours = refine_tile(probabilities, guide, everywhere(guide.shape[1:]), less)
+    theirs = pydensecrf.refine(probabilities, guide, everywhere(guide.shape[1:]), CrfSpec(theta_beta=13.0))
+    assert agreement(ours, theirs) >= 0.995
 
 
 @pytest.mark.parametrize("n_bands", [1, 4])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.crf import pydensecrf
+from pipeline.crf import cpu, pydensecrf, torch_lattice
 from pipeline.crf.energy import CrfSpec
 
 pytest.importorskip("pydensecrf.densecrf")
@@ -33,11 +33,11 @@ def probabilities_of(drawn):
     return probabilities, colors
 
 
-def refined(folder, *, image, drawn, order="rgb"):
+def refined(folder, *, image, drawn, order="rgb", backend=pydensecrf):
     probabilities, colors = probabilities_of(read(folder, drawn))
     guide = read(folder, image).transpose(2, 0, 1).astype(np.float32)
     valid = np.ones(guide.shape[1:], bool)
-    marginals = pydensecrf.refine(probabilities, guide if order == "rgb" else guide[::-1], valid, SPEC)
+    marginals = backend.refine(probabilities, guide if order == "rgb" else guide[::-1], valid, SPEC)
     return colors[marginals.argmax(axis=0)]
 
 
@@ -54,6 +54,13 @@ def test_every_pixel_is_as_published(shared, image, drawn, published, order):
     found = refined(shared / "crf", image=image, drawn=drawn, order=order)
     assert (found != read(shared / "crf", drawn)).any(axis=-1).mean() > 0.01, "the CRF changes what was drawn"
     np.testing.assert_array_equal(found, read(shared / "crf", published))
+
+
+@pytest.mark.parametrize("backend", [pytest.param(cpu, id="cpu"), pytest.param(torch_lattice, id="torch")])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_our_lattices_agree_on_nearly_every_pixel(shared, number, backend):
+    found = refined(shared / "crf", image=f"im{number}", drawn=f"anno{number}", backend=backend)
+    assert (found == read(shared / "crf", f"out{number}")).all(axis=-1).mean() >= 0.999
 
 
 def test_the_order_of_bands_decides_some_pixels(shared):

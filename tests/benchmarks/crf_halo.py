@@ -1,0 +1,104 @@
+"""Compare the CRF in tiles with the CRF of a whole scene, for several halos, and print a table (Markdown).
+
+    python tests/benchmarks/crf_halo.py [--side 4096] [--halos 0,67,134,default,268]
+
+The scene is composed: mirrored copies of the sample scene. So are its probabilities, the shipped model's. The whole
+scene at once needs 5 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.blend import Blender
+from pipeline.crf.energy import CrfSpec
+from pipeline.crf.tile import Processor, refine_tile
+from pipeline.engine.protocol import EngineSpec
+from pipeline.engine.torch_engine import TorchEngine
+from pipeline.grid import Lattice
+from pipeline.network.checkpoint import load_network
+from pipeline.network.models import DEFAULT_MODEL, resolve_model
+from pipeline.normalise import normalise
+from pipeline.scene import SceneSpec, open_scene, read_reflected
+from pipeline.stretch import Stretch
+from pipeline.window import Window
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SCENE = "examples/dubai-tile2.tif"
+NEAR_PX = 64
+"""What counts as near a tile's edge."""
+PROCESSOR = Processor(threads=os.cpu_count() or 1)
+
+
+def inputs(side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return probabilities and guide of the composed scene: (classes or bands, side, side)."""
+    model, network = load_network(resolve_model(DEFAULT_MODEL))
+    engine, stretch = TorchEngine(network, EngineSpec(threads=1)), Stretch.identity(3)
+    with open_scene(SceneSpec(uri=SCENE)) as scene:
+        shape = scene.info.shape
+        lattice = Lattice(shape=shape, size_px=1024, step_px=768)
+        whole = Window(row_off=0, col_off=0, height=shape[0], width=shape[1])
+        blender = Blender(whole, lattice, n_classes=len(model.classes), blend="taper")
+        for index in lattice.touching(whole):
+            window = lattice.window(index)
+            pixels = normalise(read_reflected(scene, window), window, stretch=stretch, model=model)
+            blender.add(index, engine.predict(pixels[np.newaxis])[0])
+        guide = stretch.apply(read_reflected(scene, whole).pixels)
+    rows, cols = (np.pad(np.arange(n), (0, max(0, side - n)), mode="reflect")[:side] for n in shape)
+    return tuple(np.ascontiguousarray(array[:, rows][:, :, cols]) for array in (blender.result(), guide))
+
+
+def in_tiles(probabilities: NDArray[np.float32], guide: NDArray[np.float32], spec: CrfSpec, halo_px: int) -> NDArray[np.intp]:
+    """Return the labels of a scene that is refined tile by tile, (height, width)."""
+    shape = guide.shape[1], guide.shape[2]
+    lattice = Lattice(shape=shape, size_px=spec.tile_px, step_px=spec.tile_px)
+    labels = np.empty(shape, np.intp)
+    for index in lattice.touching(Window(row_off=0, col_off=0, height=shape[0], width=shape[1])):
+        core = lattice.window(index).clip(shape)
+        read = lattice.window(index).grow(halo_px).clip(shape)
+        assert core is not None
+        assert read is not None
+        where = read.to_slices()
+        tile = (np.ascontiguousarray(probabilities[:, *where]), np.ascontiguousarray(guide[:, *where]), np.ones(read.shape, bool))
+        refined = refine_tile(*tile, spec, offset_px=(read.row_off, read.col_off), processor=PROCESSOR)
+        labels[core.to_slices()] = refined.argmax(axis=0)[core.relative_to(read).to_slices()]
+    return labels
+
+
+def main() -> None:
+    """Refine the whole scene, then in tiles with every halo, and print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--side", type=int, default=4096)
+    parser.add_argument("--halos", default="0,67,134,default,268")
+    given = parser.parse_args()
+    probabilities, guide = inputs(given.side)
+    spec = CrfSpec()
+    whole = refine_tile(probabilities, guide, np.ones(guide.shape[1:], bool), spec, processor=PROCESSOR).argmax(axis=0)
+    changed = (whole != probabilities.argmax(axis=0)).mean()
+    away = np.arange(given.side) % spec.tile_px
+    away = np.minimum(away, spec.tile_px - 1 - away)
+    near = np.minimum(away[:, np.newaxis], away[np.newaxis]) < NEAR_PX
+    energy = {name: value for name, value in dataclasses.asdict(spec).items() if name.startswith(("theta", "w_", "n_"))}
+    sys.stdout.write(
+        f"{given.side} x {given.side} px, tiles of {spec.tile_px} px, {energy}; the CRF changes {100 * changed:.1f} %\n\n"
+    )
+    sys.stdout.write(f"| halo, px | labels that differ | within {NEAR_PX} px of a tile's edge | elsewhere |\n|---|---|---|---|\n")
+    for name in given.halos.split(","):
+        halo_px = spec.halo_px if name == "default" else int(name)
+        differ = in_tiles(probabilities, guide, spec, halo_px) != whole
+        shares = [100 * float(part.mean()) for part in (differ, differ[near], differ[~near])]
+        label = f"**{halo_px} (default)**" if name == "default" else str(halo_px)
+        sys.stdout.write(f"| {label} | {shares[0]:.3f} % | {shares[1]:.3f} % | {shares[2]:.3f} % |\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
