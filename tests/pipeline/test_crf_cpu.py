@@ -269,7 +269,7 @@ def test_weights_of_a_pixel_sum_to_1_and_are_not_negative():
 def test_other_threads_go_on_meanwhile():
     """A Dask worker's heartbeats come from another thread of the process; pydensecrf stops it for as long as it runs."""
     shape = (600, 600)
-    arguments = (scores(shape, 5, noise=False), imagery(shape), everywhere(shape), SHARP)
+    arguments = (scores(shape, 5, noise=False), imagery(shape), everywhere(shape), CrfSpec(theta_beta=3.0, n_steps=50))
     cpu.refine(*arguments)  # compiled, or loaded
     ticks, done = [], threading.Event()
 
@@ -285,4 +285,4 @@ def test_other_threads_go_on_meanwhile():
     done.set()
     ticker.join()
     inside = [started, *(at for at in ticks if started < at < started + took), started + took]
-    assert max(np.diff(inside)) < took / 3
+    assert max(np.diff(inside)) < took / 2
