@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 
 from factories import lively_network, texture, tiny_model_spec
 
+import cli
 from pipeline.network.checkpoint import save_checkpoint
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -110,3 +111,34 @@ def raster(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+# The command line
+
+
+@pytest.fixture
+def atrous(monkeypatch, capfd):
+    """Return ``run(*arguments) -> (exit code, stdout, stderr)`` of the command in this process."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["atrous", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Run in an empty folder, and return it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def scene(raster):
+    """Return a small raster."""
+    return raster(height=70, width=100)

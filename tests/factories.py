@@ -13,6 +13,11 @@ from pipeline.window import Window
 
 COLORS = ("#3c1098", "#8429f6", "#6ec1e4", "#fedd3a", "#e2a929", "#00ff7f", "#c0c0c0")
 
+SMALL = ("--window", "64", "--overlap", "16", "--block", "64", "--chunk", "32")
+"""Options of a run of `atrous segment` over a small scene."""
+HERE = ("--cluster", "serial", "--device", "cpu", "--threads", "1")
+"""Options of a run in this process."""
+
 
 def tiny_model_spec(**changes: object) -> ModelSpec:
     """Return the description of a model with few channels; ``name`` and fields of NetworkSpec can be changed."""

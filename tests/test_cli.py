@@ -13,41 +13,14 @@ import numpy as np
 import pytest
 import rasterio
 import zarr
+from factories import HERE, SMALL
 from PIL import Image
 
-import cli
 from workflows import cluster, plan
 
+pytestmark = pytest.mark.usefixtures("home")
+
 ROOT = Path(__file__).parents[1]
-SMALL = ("--window", "64", "--overlap", "16", "--block", "64", "--chunk", "32")
-HERE = ("--cluster", "serial", "--device", "cpu", "--threads", "1")
-
-
-@pytest.fixture
-def atrous(monkeypatch, capfd):
-    """Return ``run(*arguments) -> (exit code, stdout, stderr)`` of the command in this process."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["atrous", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """Run in an empty folder."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
-def scene(raster):
-    return raster(height=70, width=100)
 
 
 @pytest.fixture

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import rasterio
 import zarr
+from factories import HERE, SMALL
 from PIL import Image
 
-import cli
 from pipeline.network.checkpoint import read_model_spec
 
-SMALL = ("--window", "64", "--overlap", "16", "--block", "64", "--chunk", "32")
-HERE = ("--cluster", "serial", "--device", "cpu", "--threads", "1")
+pytestmark = pytest.mark.usefixtures("home")
+
 WEAK = ("--crf-param", "theta_alpha=8", "--crf-param", "tile_px=40", "--crf-param", "n_steps=2")
 FEW = (
     "--w-appearance",
@@ -29,33 +28,6 @@ FEW = (
     "--crf-param",
     "n_steps=2",
 )
-
-
-@pytest.fixture
-def atrous(monkeypatch, capfd):
-    """Return ``run(*arguments) -> (exit code, stdout, stderr)`` of the command in this process."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["atrous", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """Run in an empty folder."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
-def scene(raster):
-    return raster(height=70, width=100)
 
 
 @pytest.fixture
