@@ -31,7 +31,7 @@ from workflows.training_metrics import SceneMetrics, count_confusion
 from workflows.trimap import WIDEST_PX, TrimapCounts, count_trimap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -116,12 +116,17 @@ class SearchReport:
     @property
     def best(self) -> SearchRow:
         """The CRF with the highest mean IoU; of several, the first."""
-        return max(self.rows, key=lambda row: row.metrics.mean_iou or 0.0)
+        return best_of(self.rows)
 
     @property
     def improved(self) -> bool:
         """Whether the best CRF has a higher mean IoU than the network alone."""
         return (self.best.metrics.mean_iou or 0.0) > (self.network.metrics.mean_iou or 0.0)
+
+
+def best_of(rows: Iterable[SearchRow]) -> SearchRow:
+    """Return the row with the highest mean IoU; of several, the first."""
+    return max(rows, key=lambda row: row.metrics.mean_iou or 0.0)
 
 
 class _Score:
@@ -171,7 +176,9 @@ def run(request: SearchRequest, on_progress: Progress | None = None, *, processo
     measure = functools.partial(_measure, tiles=chosen, classes=classes, on_progress=on_progress, processor=processor)
     rows = measure([None, *tried])
     for _ in range(1, request.n_rounds):
-        grid = grid.around(_best(rows))
+        best = best_of(row for row in rows.values() if row.crf is not None).crf
+        assert best is not None
+        grid = grid.around(best)
         rows |= measure([crf for crf in grid.specs(base) if crf not in rows])
     return SearchReport(
         network=rows.pop(None),
@@ -229,9 +236,3 @@ def _refined(tile: LabelledTile, store: LabelledStore, crf: CrfSpec, processor: 
     spec, windows = store.prepared.spec, tile.windows
     refined = refine(tile.probabilities, tile.tile, windows, spec=spec, crf=crf, processor=processor)
     return label(refined, tile.tile.valid[windows.write.relative_to(windows.read).to_slices()])[0]
-
-
-def _best(rows: dict[CrfSpec | None, SearchRow]) -> CrfSpec:
-    """Return the CRF with the highest mean IoU so far."""
-    tried = {crf: row for crf, row in rows.items() if crf is not None}
-    return max(tried, key=lambda crf: tried[crf].metrics.mean_iou or 0.0)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.crf import mean_field
+from pipeline.crf.energy import MIN_PROBABILITY
 from pipeline.crf.lanes import N_LANES
 from pipeline.crf.lattice import N_CHUNKS, Lattice, embed, unembedded
 from pipeline.crf.norms import normalise_weights, smoothness_norm
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
     from pipeline.crf.energy import CrfSpec
 
-MIN_PROBABILITY = 1e-5
-"""Floor of the probabilities, as in pydensecrf's own ``unary_from_softmax``: keeps -log P finite."""
 VERTICES_PER_PIXEL = 1.5
 """What the memory bound expects of a scene, copies at the edges of parts among them."""
 _LOOKUP_BYTES = 80
@@ -65,31 +64,7 @@ def refine(  # noqa: PLR0913
     threads: int = 1,
     device: str = "cpu",  # noqa: ARG001
 ) -> NDArray[np.float32]:
-    """Refine the probabilities of one tile.
-
-    Pixels that are not valid take no part in the energy and come back as they were.
-
-    Parameters
-    ----------
-    probabilities
-        (classes, height, width) float32, 0 to 1.
-    guide
-        (bands, height, width) float32, 0 to 255.
-    valid
-        (height, width) bool, False at nodata.
-    spec
-        The energy.
-    offset_px
-        (row, column) of the tile in its scene: all tiles share one lattice.
-    threads
-        How many threads work on the tile.
-    device
-        Not used; the other backends run elsewhere.
-
-    Returns
-    -------
-    (classes, height, width) float32: the mean-field marginals.
-    """
+    """Refine the probabilities of one tile: `pipeline.crf.backends.Backend.refine`, on ``threads`` threads; ``device`` is not used."""
     if not valid.any():
         return probabilities
     with ThreadPoolExecutor(threads) as pool:
@@ -170,8 +145,8 @@ class _Tile:
         return mean_field.PartPixels(*part.rows, part.vertex, part.weight, unary, rests, rests.copy())
 
     def _update(self, values: mean_field.Values, *, first: bool, last: bool) -> None:
-        def work(i: int) -> int:
-            return mean_field.update(self._parts[i], self._kernels, values, self._corners, self._groups, first, last)
+        def work(i: int) -> None:
+            mean_field.update(self._parts[i], self._kernels, values, self._corners, self._groups, first, last)
 
         self._each(work, len(self._parts))
 

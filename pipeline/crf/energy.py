@@ -23,6 +23,9 @@ from pipeline.network.keys import check_keys
 BackendName = Literal["cpu", "torch", "pydensecrf"]
 Matrix = tuple[tuple[float, ...], ...]
 
+MIN_PROBABILITY = 1e-5
+"""Floor of P in the unary, as in pydensecrf's own ``unary_from_softmax``: keeps -log P finite."""
+
 _FLOATS = ("theta_alpha", "theta_beta", "theta_gamma", "w_appearance", "w_smoothness", "stop_below", "absent_below", "skip_above")
 
 

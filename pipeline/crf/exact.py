@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.crf.energy import MIN_PROBABILITY
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
 
     Float64 = NDArray[np.float64]
 
-MIN_PROBABILITY = 1e-5
-"""Floor of the probabilities, as in the other backends."""
 _CHUNK_BYTES = 2**26
 """Of the rows of a kernel that are held at once."""
 _HELD_BYTES = 2**28

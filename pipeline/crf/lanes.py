@@ -52,17 +52,17 @@ def _pointer(context: Any, builder: Any, array_type: Any, array: Any, start: Any
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def load(_typing: Any, array: Any, start: Any) -> Any:
+def load(_typing: Any, array: Any, _start: Any) -> Any:
     """Return ``array[start : start + 8]`` of a contiguous float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load(_pointer(context, builder, signature.args[0], *args), align=4)
 
-    return lanes(array, types.intp), generate if start is not None else None
+    return lanes(array, types.intp), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def prefetch(_typing: Any, array: Any, index: Any) -> Any:
+def prefetch(_typing: Any, array: Any, _index: Any) -> Any:
     """Begin to load ``array[index]`` into the cache: what a table is asked for soon need not be waited for then."""
     byte = ir.IntType(8).as_pointer()
     number = ir.IntType(32)
@@ -75,32 +75,32 @@ def prefetch(_typing: Any, array: Any, index: Any) -> Any:
         builder.call(function, [builder.bitcast(builder.gep(data, [args[1]]), byte), *to_read_and_keep])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp), generate if index is not None else None
+    return types.void(array, types.intp), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def store(_typing: Any, array: Any, start: Any, value: Any) -> Any:
+def store(_typing: Any, array: Any, _start: Any, value: Any) -> Any:
     """Set ``array[start : start + 8]`` of a contiguous float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.store(args[2], _pointer(context, builder, signature.args[0], *args[:2]), align=4)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, value), generate if start is not None else None
+    return types.void(array, types.intp, value), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def load_half(_typing: Any, array: Any, start: Any) -> Any:
+def load_half(_typing: Any, array: Any, _start: Any) -> Any:
     """Return ``array[start : start + 8]`` of a contiguous array of float16 (typed int16), as float32."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.fpext(builder.load(_pointer(context, builder, signature.args[0], *args, kind=_HALVES), align=2), _VECTOR)
 
-    return lanes(array, types.intp), generate if start is not None else None
+    return lanes(array, types.intp), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def store_half(_typing: Any, array: Any, start: Any, value: Any) -> Any:
+def store_half(_typing: Any, array: Any, _start: Any, value: Any) -> Any:
     """Set ``array[start : start + 8]`` of a contiguous array of float16 (typed int16), rounding."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -108,7 +108,7 @@ def store_half(_typing: Any, array: Any, start: Any, value: Any) -> Any:
         builder.store(halves, _pointer(context, builder, signature.args[0], *args[:2], kind=_HALVES), align=2)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, value), generate if start is not None else None
+    return types.void(array, types.intp, value), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

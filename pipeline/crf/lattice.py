@@ -33,7 +33,7 @@ from pipeline.crf.lanes import (
     store,
     subtract,
 )
-from pipeline.crf.phase import phase
+from pipeline.crf.phase import elevation, phase
 from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def embed(
     shift = np.array(phase(offset_px, theta_px=theta_px, n_features=len(scale)), np.float32)
     origin, radix = _key_layout(guide, valid.shape, scale, shift)
     flat = np.append(guide, np.zeros(N_LANES, np.float32))  # eight pixels at once may reach past the last
-    strips = [(start, min(start + PART_PX, valid.shape[0])) for start in range(0, valid.shape[0], PART_PX)]
+    strips = _strips(valid.shape[0])
     embedded = list(
         pool.map(lambda strip: _embed_part(flat, valid, strip[0], strip[1], shift, scale, origin, radix, corners), strips)
     )
@@ -143,10 +143,9 @@ def embed(
 def unembedded(valid: NDArray[np.bool_]) -> Lattice:
     """Return a lattice without vertices, for an energy without this kernel."""
     nothing = np.empty(0, np.int32)
-    strips = [(start, min(start + PART_PX, valid.shape[0])) for start in range(0, valid.shape[0], PART_PX)]
     return Lattice(
         n_corners=0,
-        parts=tuple(Part(rows=strip, vertex=nothing, weight=np.empty(0, np.float32)) for strip in strips),
+        parts=tuple(Part(rows=strip, vertex=nothing, weight=np.empty(0, np.float32)) for strip in _strips(valid.shape[0])),
         n_vertices=0,
         copied=nothing,
         copy_chunks=np.zeros(N_CHUNKS + 1, np.int64),
@@ -154,12 +153,15 @@ def unembedded(valid: NDArray[np.bool_]) -> Lattice:
     )
 
 
+def _strips(height: int) -> list[tuple[int, int]]:
+    """Cut rows into parts: first row, and the row after the last, of each."""
+    return [(start, min(start + PART_PX, height)) for start in range(0, height, PART_PX)]
+
+
 def _scale(n_features: int, theta_px: float, theta: float) -> NDArray[np.float32]:
-    """Return what each feature is multiplied by, so that the blur has the standard deviation 1 (Adams et al., section 3.1)."""
-    thetas = np.array([theta_px, theta_px] + [theta] * (n_features - 2))
-    order = np.arange(n_features)
-    deviation = math.sqrt(2.0 / 3.0) * (n_features + 1)
-    return np.asarray(deviation / np.sqrt((order + 1.0) * (order + 2.0)) / thetas, np.float32)
+    """Return what each feature, in px or units of the guide, is multiplied by."""
+    thetas = [theta_px, theta_px] + [theta] * (n_features - 2)
+    return np.array([elevation(axis, n_features) / each for axis, each in enumerate(thetas)], np.float32)
 
 
 def _key_layout(

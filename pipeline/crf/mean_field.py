@@ -111,8 +111,8 @@ class Run(NamedTuple):
 @compiled
 def update(
     part: PartPixels, kernels: Kernels, values: Values, corners: tuple[int, ...], groups: tuple[int, ...], first: bool, last: bool
-) -> int:
-    """Move all pixels of a part by one step; return how many were not at rest.
+) -> None:
+    """Move all pixels of a part that are not at rest by one step.
 
     One run of a row at a time, in short loops rather than one long one, so that the processor works on several pixels at once.
     ``first``: there are no messages yet. ``last``: nobody needs the corners any more.
@@ -127,14 +127,13 @@ def update(
         np.empty(PART_PX * row, np.float32),
         np.empty((PART_PX + 2 * rim) * row, np.float32),
     )
-    pixel = moved = 0
+    pixel = 0
     for cell in range(0, width, PART_PX):
         stop = min(cell + PART_PX, width)
         for y in range(part.row_start, part.row_stop):
             n, pixel = _active(part.rests, kernels.valid, y, cell, stop, pixel, run)
             if n == 0:
                 continue
-            moved += n
             start = y * pitch + cell * row
             norms = kernels.norm[y, cell:stop]
             if first:
@@ -145,7 +144,6 @@ def update(
             _settle(part, kernels, values, start + rim * (pitch + row), run, n, norms, groups)
             if not last:
                 _splat(part.vertex, part.weight, values.splatted, run, n, corners, groups)
-    return moved
 
 
 @compiled

@@ -26,11 +26,15 @@ def phase(offset_px: tuple[int, int], *, theta_px: float, n_features: int) -> tu
     return row, column
 
 
+def elevation(axis: int, n_features: int) -> float:
+    """Return what feature ``axis`` is multiplied by, so that the blur has the standard deviation 1 (Adams et al. 2010, section 3.1)."""
+    return math.sqrt(2.0 / 3.0) * (n_features + 1) / math.sqrt((axis + 1.0) * (axis + 2.0))
+
+
 def period(axis: int, theta_px: float, n_features: int) -> float:
     """Return by how many px feature 0 (row) or 1 (column) may be shifted without changing the lattice.
 
-    Elevation adds c to the coordinates before the feature's own and subtracts (axis + 1) c there, with c = x sqrt(2 / 3) (d + 1) /
-    sqrt((axis + 1) (axis + 2)) / theta (Adams et al. 2010, section 3.1). With c = d + 1 that is a vector of the lattice.
+    With c the elevated feature, elevation adds c to the coordinates before the feature's own and subtracts (axis + 1) c there. With
+    c = d + 1 that is a vector of the lattice.
     """
-    deviation = math.sqrt(2.0 / 3.0) * (n_features + 1)
-    return (n_features + 1) * theta_px * math.sqrt((axis + 1.0) * (axis + 2.0)) / deviation
+    return (n_features + 1) * theta_px / elevation(axis, n_features)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.crf.energy import MIN_PROBABILITY
 from pipeline.crf.phase import phase
 from pipeline.errors import MissingDependencyError, SpecError
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from pipeline.crf.energy import CrfSpec
 
-MIN_PROBABILITY = 1e-5
-"""Floor of the probabilities, as in pydensecrf's own ``unary_from_softmax``: keeps -log P finite."""
 _BYTES_PER_PIXEL = 310
 """The two lattices whatever the classes: features, offsets, weights, hash tables, neighbours. Measured on 700 x 700 px of imagery in three
 bands with 3, 5 and 9 classes: 438, 526 and 704 bytes a pixel in all, 305 + 44 per class."""

@@ -11,12 +11,12 @@ as well (``index_add_`` would add in any order), and nothing of the size of pixe
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.nn.functional import embedding_bag
 
+from pipeline.crf.phase import elevation
 from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _lift(features: Tensor) -> Tensor:
     lifted = features.new_empty((d + 1, features.shape[1]))
     total = torch.zeros_like(features[0])
     for i in range(d, 0, -1):
-        scaled = features[i - 1] * (math.sqrt(2.0 / 3.0) * (d + 1) / math.sqrt(i * (i + 1)))
+        scaled = features[i - 1] * elevation(i - 1, d)
         lifted[i] = total - i * scaled
         total += scaled
     lifted[0] = total

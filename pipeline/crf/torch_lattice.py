@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from pipeline.crf.energy import MIN_PROBABILITY
 from pipeline.crf.phase import phase
 from pipeline.crf.smoothness import taps
 from pipeline.crf.torch_filter import build_filter
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 
     from pipeline.crf.energy import CrfSpec
     from pipeline.crf.torch_filter import Filter
-
-MIN_PROBABILITY = 1e-5
-"""Floor of the probabilities, as in the other backends: keeps -log P finite."""
-
 
 _BYTES_PER_PIXEL = 100
 """Features, guide, tile numbers and masks."""
@@ -70,30 +67,9 @@ def refine(  # noqa: PLR0913
     threads: int = 1,  # noqa: ARG001  # torch has one setting for the whole process, which is not ours to change
     device: str = "cpu",
 ) -> NDArray[np.float32]:
-    """Refine the probabilities of one tile.
+    """Refine the probabilities of one tile: `pipeline.crf.backends.Backend.refine`, on ``device``.
 
-    Pixels that are not valid take no part in the energy and come back as they were.
-
-    Parameters
-    ----------
-    probabilities
-        (classes, height, width) float32, 0 to 1.
-    guide
-        (bands, height, width) float32, 0 to 255.
-    valid
-        (height, width) bool, False at nodata.
-    spec
-        The energy.
-    offset_px
-        (row, column) of the tile in its scene: all tiles share one lattice.
-    threads
-        Not used: torch's own setting rules.
-    device
-        Where to compute, in torch's words.
-
-    Returns
-    -------
-    (classes, height, width) float32: the mean-field marginals.
+    How many threads a CPU uses is torch's own setting.
     """
     refined = refine_batch(probabilities[None], guide[None], valid[None], spec, offsets_px=[offset_px], device=device)
     return refined.reshape(probabilities.shape)
