@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.blend import Blender
 from pipeline.crf.energy import CrfSpec
 from pipeline.crf.tile import Processor, refine_tile
 from pipeline.engine.protocol import EngineSpec
@@ -24,8 +23,9 @@ from pipeline.engine.torch_engine import TorchEngine
 from pipeline.grid import Lattice
 from pipeline.network.checkpoint import load_network
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
-from pipeline.normalise import normalise
 from pipeline.scene import SceneSpec, open_scene, read_reflected
+from pipeline.segment import locate, predict
+from pipeline.spec import GridSpec, SegmentSpec
 from pipeline.stretch import Stretch
 from pipeline.window import Window
 
@@ -41,19 +41,21 @@ PROCESSOR = Processor(threads=os.cpu_count() or 1)
 def inputs(side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return probabilities and guide of the composed scene: (classes or bands, side, side)."""
     model, network = load_network(resolve_model(DEFAULT_MODEL))
-    engine, stretch = TorchEngine(network, EngineSpec(threads=1)), Stretch.identity(3)
-    with open_scene(SceneSpec(uri=SCENE)) as scene:
+    spec = SegmentSpec(
+        scene=SceneSpec(uri=SCENE, bands=(1, 2, 3)),
+        model_path=DEFAULT_MODEL,
+        model_sha256="",
+        stretch=Stretch.identity(3),
+        grid=GridSpec(block_px=2048),  # the scene is one block
+    )
+    with open_scene(spec.scene) as scene:
         shape = scene.info.shape
-        lattice = Lattice(shape=shape, size_px=1024, step_px=768)
-        whole = Window(row_off=0, col_off=0, height=shape[0], width=shape[1])
-        blender = Blender(whole, lattice, n_classes=len(model.classes), blend="taper")
-        for index in lattice.touching(whole):
-            window = lattice.window(index)
-            pixels = normalise(read_reflected(scene, window), window, stretch=stretch, model=model)
-            blender.add(index, engine.predict(pixels[np.newaxis])[0])
-        guide = stretch.apply(read_reflected(scene, whole).pixels)
+        windows = locate((0, 0), shape=shape, spec=spec)
+        tile = read_reflected(scene, windows.read)
+    real = predict(tile, windows, engine=TorchEngine(network, EngineSpec(threads=1)), model=model, spec=spec)
+    guide = spec.stretch.apply(tile.pixels[:, *windows.predict.relative_to(windows.read).to_slices()])
     rows, cols = (np.pad(np.arange(n), (0, max(0, side - n)), mode="reflect")[:side] for n in shape)
-    return tuple(np.ascontiguousarray(array[:, rows][:, :, cols]) for array in (blender.result(), guide))
+    return tuple(np.ascontiguousarray(array[:, rows][:, :, cols]) for array in (real, guide))
 
 
 def in_tiles(probabilities: NDArray[np.float32], guide: NDArray[np.float32], spec: CrfSpec, halo_px: int) -> NDArray[np.intp]:
