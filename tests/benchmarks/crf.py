@@ -26,10 +26,13 @@ import numpy as np
 from pipeline.crf import cpu, pydensecrf
 from pipeline.crf.energy import CrfSpec
 from pipeline.crf.tile import Processor, refine_tile
+from pipeline.engine.engines import predict_windows
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import TorchEngine
 from pipeline.network.checkpoint import load_network
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
+from pipeline.network.multiscale import MultiScale
+from pipeline.network.spec import MultiScaleSpec
 from pipeline.normalise import normalise
 from pipeline.scene import SceneSpec, open_scene, read_reflected
 from pipeline.stretch import Stretch
@@ -55,7 +58,7 @@ def inputs(n_classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         tile = read_reflected(scene, WINDOW)
     stretch = Stretch.identity(3)
     window = normalise(tile, WINDOW, stretch=stretch, model=model)[np.newaxis]
-    real = TorchEngine(network, EngineSpec(threads=1)).predict(window)[0]
+    real = predict_windows(TorchEngine(MultiScale(network, MultiScaleSpec()), EngineSpec(device="cpu")), window)[0]
     guide = stretch.apply(tile.pixels)
     return (real if n_classes == len(real) else more_classes(real, n_classes)), guide
 

@@ -23,6 +23,8 @@ from pipeline.engine.torch_engine import TorchEngine
 from pipeline.grid import Lattice
 from pipeline.network.checkpoint import load_network
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
+from pipeline.network.multiscale import MultiScale
+from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import SceneSpec, open_scene, read_reflected
 from pipeline.segment import locate, predict
 from pipeline.spec import GridSpec, SegmentSpec
@@ -52,7 +54,9 @@ def inputs(side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         shape = scene.info.shape
         windows = locate((0, 0), shape=shape, spec=spec)
         tile = read_reflected(scene, windows.read)
-    real = predict(tile, windows, engine=TorchEngine(network, EngineSpec(threads=1)), model=model, spec=spec)
+    real = predict(
+        tile, windows, engine=TorchEngine(MultiScale(network, MultiScaleSpec()), EngineSpec(device="cpu")), model=model, spec=spec
+    )
     guide = spec.stretch.apply(tile.pixels[:, *windows.predict.relative_to(windows.read).to_slices()])
     rows, cols = (np.pad(np.arange(n), (0, max(0, side - n)), mode="reflect")[:side] for n in shape)
     return tuple(np.ascontiguousarray(array[:, rows][:, :, cols]) for array in (real, guide))

@@ -1,0 +1,179 @@
+"""How fast is the network stage of every member of the family, and what share of the machine's matrix rate is that?
+
+    python tests/benchmarks/networks.py [--variants 'v3plus|largefov'] [--engines 'openvino fp32,openvino bf16,torch fp32']
+                                        [--window 1024] [--rounds 3]
+
+Eager torch is what most scripts do: float32, NCHW, BatchNorm not folded, all cores within one operation, one window a call. Engines are
+ours, with as many windows at once as cores. Both end with probabilities of all pixels. Weights are random but those of the shipped model,
+at scale 1, 21 classes. Every round runs each candidate once, in turn; speeds and ratios are medians over rounds. The matrix rate is the
+best of torch's products of square matrices of several sizes, on all cores; an engine is held against the rate of its own precision. GFLOP
+are counted in the network as it is written (two per multiplication with addition), whatever an engine does to compute it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline.engine.engines import open_engine, predict_windows
+from pipeline.engine.protocol import EngineSpec
+from pipeline.errors import PipelineError
+from pipeline.network.checkpoint import load_network
+from pipeline.network.deeplab import build_network
+from pipeline.network.footprint import flop_per_pixel
+from pipeline.network.image_pooling import assemble
+from pipeline.network.models import DEFAULT_MODEL, resolve_model
+from pipeline.network.spec import MultiScaleSpec
+from pipeline.network.variants import variant, variant_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from pipeline.network.deeplab import DeepLab
+
+THREADS = os.cpu_count() or 1
+EAGER = "eager"
+MATRIX_SIDES = (1024, 2048, 4096)
+MATRIX_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One network under one candidate."""
+
+    mpx_per_s: float
+    """Median speed."""
+    times: float
+    """Times the speed of eager torch; median."""
+
+
+def matrix_rate(dtype: torch.dtype) -> float:
+    """Return the best rate at which torch multiplies square matrices on all cores, GFLOP/s."""
+    best = 0.0
+    with torch.inference_mode():
+        for side in MATRIX_SIDES:
+            left, right = (torch.randn(side, side).to(dtype) for _ in range(2))
+            for _ in range(MATRIX_TRIES):
+                started = time.perf_counter()
+                left @ right
+                best = max(best, 2 * side**3 / (time.perf_counter() - started) / 1e9)
+    return best
+
+
+def engines(network: DeepLab, names: list[str], window_px: int) -> dict[str, Callable[[NDArray[np.float32]], object]]:
+    """Return our engines by name ("openvino bf16"), each a function of normalised windows; one that cannot run here is named."""
+    found: dict[str, Callable[[NDArray[np.float32]], object]] = {}
+    mode = "window" if network.spec.image_pooling == "global" else None  # the same work, without means of a scene
+    system = assemble(network, MultiScaleSpec(), mode=mode)
+    for name in names:
+        kind, precision = name.split()
+        try:
+            engine = open_engine(
+                system, EngineSpec(device="cpu", engine=kind, precision=precision, threads=THREADS), window_px=window_px
+            )
+        except PipelineError as error:
+            sys.stderr.write(f"left out: {name}: {error}\n")
+            continue
+        found[name] = lambda windows, engine=engine: predict_windows(engine, windows)
+    return found
+
+
+def eager(network: DeepLab, windows: NDArray[np.float32]) -> object:
+    """Return the probabilities of windows, one after the other."""
+    torch.set_num_threads(THREADS)
+    with torch.inference_mode():
+        return [torch.softmax(network(torch.from_numpy(window[np.newaxis])), 1) for window in windows]
+
+
+def measure(network: DeepLab, given: argparse.Namespace) -> dict[str, Measured]:
+    """Time one network under all candidates."""
+    side, rng = given.window, np.random.default_rng(0)
+    windows = rng.normal(size=(2 * THREADS, network.spec.n_bands, side, side)).astype(np.float32)
+    candidates: dict[str, tuple[NDArray[np.float32], Callable[[NDArray[np.float32]], object]]]
+    candidates = {EAGER: (windows[:1], lambda some: eager(network, some))}
+    for name, run in engines(network, given.engines.split(","), side).items():
+        candidates[name] = (windows, run)
+    speeds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(given.rounds + 1):
+        for name, (some, run) in candidates.items():
+            started = time.perf_counter()
+            run(some[:1] if turn == 0 else some)  # the first round warms up
+            seconds = time.perf_counter() - started
+            if turn:
+                speeds[name].append(len(some) * side**2 / 1e6 / seconds)
+    return {
+        name: Measured(
+            mpx_per_s=statistics.median(values),
+            times=statistics.median(own / other for own, other in zip(values, speeds[EAGER], strict=True)),
+        )
+        for name, values in speeds.items()
+    }
+
+
+def networks(pattern: str) -> dict[str, Callable[[], DeepLab]]:
+    """Return what makes each network whose name holds the pattern: the shipped one first, then all named variants."""
+    makers: dict[str, Callable[[], DeepLab]] = {DEFAULT_MODEL: lambda: load_network(resolve_model(DEFAULT_MODEL))[1]}
+    for name in variant_names():
+        makers[name] = lambda name=name: build_network(variant(name).network).eval()
+    return {name: make for name, make in makers.items() if re.search(pattern, name)}
+
+
+def row(name: str, gflop: float, measured: dict[str, Measured], rates: dict[str, float], names: list[str]) -> str:
+    """Return one line of the table."""
+    cells = [name, f"{gflop:.1f}", f"{measured[EAGER].mpx_per_s:.3f}", share(gflop, measured[EAGER], rates["fp32"])]
+    for engine in names:
+        if engine in measured:
+            one = measured[engine]
+            cells += [f"{one.mpx_per_s:.3f}", f"**{one.times:.1f}**", share(gflop, one, rates[engine.split()[1]])]
+        else:
+            cells += ["-"] * 3
+    return f"| {' | '.join(cells)} |"
+
+
+def share(gflop: float, one: Measured, rate: float) -> str:
+    """Return the share of the matrix rate that a speed is."""
+    return f"{100 * gflop * one.mpx_per_s / rate:.0f} %"
+
+
+def main() -> None:
+    """Measure every network and print the table line by line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--variants", default="", help="Regular expression; networks whose name it is found in.")
+    parser.add_argument("--engines", default="openvino fp32,openvino bf16,torch fp32")
+    parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    rates = {"fp32": matrix_rate(torch.float32), "bf16": matrix_rate(torch.bfloat16)}
+    sys.stdout.write(
+        f"{platform.machine()}, {THREADS} cores, torch {torch.__version__}, windows of {given.window} px, {given.rounds} rounds; "
+        f"matrix rate {rates['fp32']:.0f} GFLOP/s in fp32, {rates['bf16']:.0f} in bf16\n\n"
+    )
+    names = given.engines.split(",")
+    columns = ["network", "GFLOP per Mpx", "eager, Mpx/s", "of the fp32 rate"]
+    columns += [column for name in names for column in (f"{name}, Mpx/s", "times eager", "of the rate")]
+    sys.stdout.write(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n")
+    for name, make in networks(given.variants).items():
+        network = make()
+        gflop = flop_per_pixel(network.spec) / 1000
+        sys.stdout.write(row(name, gflop, measure(network, given), rates, names) + "\n")
+        sys.stdout.flush()
+        del network
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main()
