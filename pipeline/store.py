@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,8 +34,7 @@ from pipeline.receipt import ChunkReceipt, check_receipt
 from pipeline.store_layout import StoreLayout
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -46,7 +47,9 @@ __all__ = [
     "create_store",
     "is_store",
     "open_layout",
+    "open_reader",
     "read_array",
+    "read_coordinate",
     "read_labels",
     "remove_partials",
     "remove_store",
@@ -179,18 +182,35 @@ def read_array(path: Path, name: str, window: Window, *, level: int = 0) -> NDAr
     StoreError
         There is no such array, or a chunk of it is damaged.
     """
+    return open_reader(path, name, level=level)(window)
+
+
+def open_reader(path: Path, name: str, *, level: int = 0) -> Callable[[Window], NDArray[np.uint8]]:
+    """Return what reads windows of one array as ``read_array`` does; for many windows, since opening takes as long as a small one."""
     try:
         array = zarr.open_array(StrictStore(path, read_only=True), path=f"{level}/{name}", mode="r")
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"{path} has no readable array {level}/{name}; give the path of an output of atrous") from error
-    _check_inside(window, array.shape[-2:])
+
+    def read(window: Window) -> NDArray[np.uint8]:
+        _check_inside(window, array.shape[-2:])
+        try:
+            return np.asarray(array[(..., *window.to_slices())])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise StoreError(
+                f"{level}/{name} in {path} is damaged within {window} ({error}); "
+                "`atrous verify --repair` finds and removes what is damaged, and `atrous resume` writes it again"
+            ) from error
+
+    return read
+
+
+def read_coordinate(path: Path, name: str, *, level: int = 0) -> NDArray[Any]:
+    """Return all of ``x``, ``y`` or ``spatial_ref``; StoreError where it is not there or damaged."""
     try:
-        return np.asarray(array[(..., *window.to_slices())])
-    except (OSError, ValueError, RuntimeError) as error:
-        raise StoreError(
-            f"{level}/{name} in {path} is damaged within {window} ({error}); "
-            "remove the damaged file and run `atrous resume`, which writes missing chunks again"
-        ) from error
+        return np.asarray(zarr.open_array(StrictStore(path, read_only=True), path=f"{level}/{name}", mode="r")[...])
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise StoreError(f"{path} has no readable array {level}/{name} ({error}); run the job again into a new path") from error
 
 
 def remove_store(path: Path) -> None:
@@ -208,7 +228,7 @@ def remove_store(path: Path) -> None:
 
 def remove_partials(path: Path) -> int:
     """Remove the files that killed writers left unfinished, while nobody writes; return their count."""
-    strays = [file for file in path.rglob(f"*{PARTIAL_SUFFIX}") if file.is_file()]
+    strays = [Path(folder, name) for folder, _, names in os.walk(path) for name in names if name.endswith(PARTIAL_SUFFIX)]
     for file in strays:
         file.unlink(missing_ok=True)
     return len(strays)
