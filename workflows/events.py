@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class BlockReceipt:
     """The machine that did it."""
     attempt: int = 1
     """1 for the first try."""
+    stage_s: dict[str, float] = field(default_factory=dict)
+    """Wall time of each stage (read, network, crf, label, write, wait), s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,8 @@ class RunStarted:
     """Processes that work."""
     dashboard: str | None
     """Address of the Dask dashboard."""
+    engine: str = ""
+    """What runs the network; empty where it is not run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Who works on the blocks, in which order, and what happens when one fails?
 
-An executor yields one outcome per block that it was given, in any order, and fewer only when it was told to stop. `SerialExecutor` does
-the work in this process and is the reference in tests; `workflows.dask_executor` does the same on a cluster.
+An executor yields one outcome per block that it was given, in any order, and fewer only when it was told to stop. Those that are there at
+the same time come in one list, so that one write makes them durable. `SerialExecutor` does the work in this process and is the reference
+in tests; `workflows.dask_executor` does the same on a cluster.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from workflows.events import BlockFailure
 from workflows.worker import close_scene, process_block
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
 
     from workflows.events import BlockIndex, Outcome
     from workflows.worker import BlockJob
+
+    Outcomes = Generator[list[Outcome], None, None]
 
 MAX_ATTEMPTS = 3
 """Tries per block before it is quarantined."""
@@ -36,8 +39,8 @@ class Executor(Protocol):
     def n_workers(self) -> int:
         """Processes that work now."""
 
-    def outcomes(self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool]) -> Iterator[Outcome]:
-        """Yield the outcome of every block; after ``stop()`` is true, begin no new one and finish those begun."""
+    def outcomes(self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool]) -> Outcomes:
+        """Yield an outcome per block, those that are there together; after ``stop()`` is true, begin no new one and finish those begun."""
 
 
 class SerialExecutor:
@@ -53,13 +56,13 @@ class SerialExecutor:
         """One: this process."""
         return 1
 
-    def outcomes(self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool]) -> Iterator[Outcome]:
-        """Yield the outcomes in the order of ``blocks``."""
+    def outcomes(self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool]) -> Outcomes:
+        """Yield the outcomes in the order of ``blocks``, one by one."""
         try:
             for index in blocks:
                 if stop():
                     return
-                yield _attempt(job, index)
+                yield [_attempt(job, index)]
         finally:
             close_scene()
 

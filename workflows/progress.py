@@ -86,7 +86,8 @@ class ProgressView:
             self.say(f"dashboard: {event.dashboard}")
         resumed = f", {event.n_finished} of them finished earlier" if event.n_finished else ""
         workers = f"{event.n_workers} worker{'s' * (event.n_workers != 1)}"
-        self.say(f"{event.n_blocks} block{'s' * (event.n_blocks != 1)}{resumed}; {workers}")
+        network = f"; network: {event.engine}" if event.engine else ""
+        self.say(f"{event.n_blocks} block{'s' * (event.n_blocks != 1)}{resumed}; {workers}{network}")
 
     def _count(self, n_pixels: int) -> None:
         self._n_seen += 1

@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from workflows.plan import Estimate, Plan
     from workflows.segment_scene import Summary
 
+_STAGES = {"crf": "CRF", "wait": "waiting for their turn"}
+"""How stages are called where it is not by their name."""
 
-def plan_lines(plan: Plan, estimate: Estimate) -> list[str]:
-    """Return what a run would do and cost."""
+
+def plan_lines(plan: Plan, estimate: Estimate, *, verbose: bool = False) -> list[str]:
+    """Return what a run would do and cost; ``verbose``: also why windows and blocks are as they are."""
     spec, scene, staffing = plan.prepared.spec, plan.prepared.scene, plan.staffing
     staged = ", copied to tiles first" if plan.stages else ""
     names = [item.name for item in plan.prepared.model.classes]
@@ -30,12 +33,14 @@ def plan_lines(plan: Plan, estimate: Estimate) -> list[str]:
         f"model      {plan.prepared.model.name} ({classes})",
         f"blocks     {plan.n_blocks} of {grid.block_px} px",
         f"windows    {plan.n_windows} of {grid.window_px} px, overlap {grid.overlap_px} px: {seen}",
+        *(f"           {reason}" for reason in plan.prepared.reasons if verbose),
         *views,
         *_crf_lines(plan),
+        f"engine     {plan.engine}",
         f"workers    {staffing.n_workers} x {staffing.threads} thread(s)",
         f"memory     {plan.memory.total_bytes / 2**30:.2f} GiB per worker, of {staffing.limit_bytes / 2**30:.2f} GiB",
         *(f"           {term.n_bytes / 2**20:8.0f} MiB  {term.name}" for term in plan.memory.terms),
-        f"time       about {_duration(estimate.total_s)} (network {times[0]}, CRF {times[1]}), from one timed window",
+        f"time       about {_duration(estimate.total_s)} from a timed piece of the scene (network {times[0]}, CRF {times[1]})",
     ]
 
 
@@ -76,6 +81,7 @@ def status_lines(now: Any) -> list[str]:
         f"running  {'yes' if now.running else 'no'}",
         f"speed    {speed}",
         f"left     {eta}",
+        *_stage_lines(now.stage_s),
         *(f"failed   block {failure.block}: {failure.error}" for failure in now.failures),
     ]
 
@@ -96,7 +102,18 @@ def summary_lines(summary: Summary) -> list[str]:
         f"{state}: {summary.n_done} blocks done, {summary.n_nodata} nodata, {len(summary.failures)} failed of {summary.n_blocks}; "
         f"{summary.n_new} new in {_duration(summary.seconds)}"
     )
-    return [*lines, summary.out]
+    return [*lines, *_stage_lines(summary.stage_s), summary.out]
+
+
+def _stage_lines(stage_s: dict[str, float]) -> list[str]:
+    """Return where the time of the finished blocks went, in one line; none where it was not taken."""
+    total = sum(stage_s.values())
+    if not total:
+        return []
+    shares = (
+        f"{_STAGES.get(name, name)} {seconds / total:.0%} ({_duration(seconds)})" for name, seconds in stage_s.items() if seconds
+    )
+    return [f"stages   {', '.join(shares).replace('%', ' %')}"]
 
 
 def _duration(seconds: float) -> str:

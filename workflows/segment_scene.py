@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from contextlib import closing
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,23 +26,27 @@ from pipeline.scene import SceneSpec, open_scene
 from pipeline.scene_means import measure_scene_means
 from pipeline.spec import SegmentSpec
 from pipeline.staging import needs_staging, stage
-from pipeline.store import StoreLayout, check_receipt, create_store, is_store, remove_partials, remove_store
+from pipeline.store import create_store, is_store, remove_partials, remove_store
+from workflows.choose_grid import GridRequest
 from workflows.cluster import WORKER_TTL_HINT, ClusterSpec, executor_for
-from workflows.events import BlockFailure, BlockReceipt, Listener, Measuring, Notice, RunStarted, Staging, ignore
+from workflows.events import BlockFailure, Listener, Measuring, Notice, RunStarted, Staging, ignore
 from workflows.failures import write_failures
 from workflows.fingerprint import hard_fields, soft_fields
 from workflows.interrupt import stop_on_signal
-from workflows.journal import Journal, latest, read_entries
-from workflows.plan import Plan, make_plan
+from workflows.journal import Journal
+from workflows.layout import plan_layout, this_software
+from workflows.plan import Plan, fits_here, make_plan
 from workflows.prepare import Prepared, Request, prepare, reopen
 from workflows.refinement import Refinement, prepare_refinement, reopen_refinement
+from workflows.replay import Replay
 from workflows.run_state import RunPaths, RunRecord, check_same, locked, new_run_id, read_record, write_record
 from workflows.worker import BlockJob
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from workflows.events import BlockIndex, Outcome
+    from pipeline.store_layout import StoreLayout
+    from workflows.events import Outcome
+    from workflows.executor import Executor
+    from workflows.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,8 @@ class Summary:
     """Wall time of this call, s."""
     interrupted: bool
     """Whether it was stopped before all blocks were through."""
+    stage_s: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Wall time of each stage, summed over all finished blocks, s."""
 
     @property
     def succeeded(self) -> bool:
@@ -96,7 +102,16 @@ class Summary:
 
 def segment(request: Request, out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
     """Segment a scene; an output that the same request made is resumed."""
-    return _run(prepare(request), RunPaths(out=out), execution, listen)
+    fits = fits_here(execution.cluster, execution.engine)
+    return _run(prepare(_as_begun(request, RunPaths(out=out), execution), fits=fits), RunPaths(out=out), execution, listen)
+
+
+def _as_begun(request: Request, paths: RunPaths, execution: Execution) -> Request:
+    """Return the request with the windows and blocks of an earlier run where it leaves them open: today's memory may suggest others."""
+    if execution.overwrite or not isinstance(request.grid, GridRequest) or not paths.record.exists():
+        return request
+    begun = SegmentSpec.from_dict(read_record(paths).spec).grid
+    return dataclasses.replace(request, grid=request.grid.filled_from(begun))
 
 
 def refine(request: Refinement, out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
@@ -133,17 +148,14 @@ class _Run:
         self._started = time.perf_counter()
         self._blocks = Blocks(shape=prepared.scene.shape, block_px=prepared.spec.grid.block_px)
         self._record = self._enter()
-        self._finished: dict[BlockIndex, BlockReceipt] = {}
-        self._failed: dict[BlockIndex, BlockFailure] = {}
+        self._ledger = self._collect_evidence()
 
     def go(self) -> Summary:
         """Do what is left to do."""
-        self._collect_evidence()
-        n_before = len(self._finished)
-        left = [index for index in self._blocks if index not in self._finished and index not in self._failed]
-        interrupted = bool(left) and self._work(left)
-        self._clean_up(complete=len(self._finished) == len(self._blocks))
-        return self._summary(n_new=len(self._finished) - n_before, interrupted=interrupted)
+        n_before = self._ledger.n_finished
+        interrupted = self._ledger.n_left > 0 and self._work()
+        self._clean_up(complete=self._ledger.n_finished == len(self._blocks))
+        return self._summary(n_new=self._ledger.n_finished - n_before, interrupted=interrupted)
 
     def _enter(self) -> RunRecord:
         """Return the record of the run that goes on, or begin a new one."""
@@ -198,25 +210,22 @@ class _Run:
     def _use_means(self, means: tuple[tuple[float, ...], ...]) -> None:
         self._prepared = dataclasses.replace(self._prepared, spec=dataclasses.replace(self._prepared.spec, scene_means=means))
 
-    def _collect_evidence(self) -> None:
+    def _collect_evidence(self) -> Ledger:
         """Take a block as finished only where the journal says so and its chunk files are as long as it says."""
         remove_partials(self._paths.out)
-        damaged = []
-        for index, outcome in latest(read_entries(self._paths.journal, run_id=self._record.run_id)).items():
-            if isinstance(outcome, BlockFailure):
-                if not self._execution.retry_failed:
-                    self._failed[index] = outcome
-            elif reason := _damage(self._paths.out, outcome):
-                damaged.append(reason)
-            else:
-                self._finished[index] = outcome
-        if damaged:
-            self._listen(Notice(text=f"{len(damaged)} finished blocks are damaged and will be done again: {damaged[0]}"))
+        replay = Replay(self._paths.journal, run_id=self._record.run_id, blocks=self._blocks, out=self._paths.out)
+        if replay.n_damaged:
+            text = f"{replay.n_damaged} finished blocks are damaged and will be done again: {replay.first_damage()}"
+            self._listen(Notice(text=text))
+        if self._execution.retry_failed:
+            for failure in list(replay.ledger.failures.values()):
+                replay.ledger.take_back(failure)
+        return replay.ledger
 
-    def _work(self, left: list[BlockIndex]) -> bool:
+    def _work(self) -> bool:
         """Run the blocks that are left; return whether it was stopped before the end."""
-        execution = self._execution
-        plan = make_plan(self._prepared, execution.cluster, execution.engine, n_blocks_left=len(left))
+        execution, n_left = self._execution, self._ledger.n_left
+        plan = make_plan(self._prepared, execution.cluster, execution.engine, n_blocks_left=n_left)
         engine = dataclasses.replace(execution.engine, threads=plan.staffing.threads)
         job = BlockJob(
             spec=with_absolute_paths(self._prepared.spec),
@@ -234,28 +243,28 @@ class _Run:
         with (
             stop_on_signal(self._announce_stop) as stop,
             Journal(self._paths.journal, run_id=self._record.run_id) as journal,
-            executor_for(execution.cluster, plan.staffing, n_blocks=len(left), silent=silent) as executor,
+            executor_for(execution.cluster, plan.staffing, n_blocks=n_left, silent=silent) as executor,
         ):
-            self._announce_start(plan, left, dashboard=executor.dashboard, n_workers=executor.n_workers)
+            self._announce_start(executor, plan)
             fatal: list[BlockFailure] = []
-            for outcome in executor.outcomes(job, left, lambda: stop.is_set() or bool(fatal)):
-                if isinstance(outcome, BlockFailure) and outcome.fatal:
-                    fatal.append(outcome)
-                    continue
-                journal.append(outcome)
-                self._note(outcome)
+            with closing(executor.outcomes(job, self._ledger.left(), lambda: stop.is_set() or bool(fatal))) as outcomes:
+                for ended in outcomes:
+                    fatal.extend(outcome for outcome in ended if isinstance(outcome, BlockFailure) and outcome.fatal)
+                    self._note([outcome for outcome in ended if outcome not in fatal], journal)
             if fatal:
                 raise StoreError(
                     f"block {fatal[0].block} could not be written, and the run stopped: {fatal[0].error}. Run again to go on"
                 )
-            return stop.is_set() and len(self._finished) + len(self._failed) < plan.n_blocks
+            return stop.is_set() and self._ledger.n_left > 0
 
-    def _note(self, outcome: Outcome) -> None:
-        if isinstance(outcome, BlockFailure):
-            self._failed[outcome.block] = outcome
-        else:
-            self._finished[outcome.block] = outcome
-        self._listen(outcome)
+    def _note(self, outcomes: list[Outcome], journal: Journal) -> None:
+        """Make outcomes durable; only then they count."""
+        if not outcomes:
+            return
+        journal.append(*outcomes)
+        for outcome in outcomes:
+            self._ledger.record(outcome)
+            self._listen(outcome)
 
     def _source(self) -> SceneSpec:
         """Return what workers read: the scene, or its staged copy."""
@@ -265,14 +274,15 @@ class _Run:
             return absolute
         return stage(absolute, self._paths.scratch, lambda done, total: self._listen(Staging(done=done, total=total)))
 
-    def _announce_start(self, plan: Plan, left: list[BlockIndex], *, dashboard: str | None, n_workers: int) -> None:
+    def _announce_start(self, executor: Executor, plan: Plan) -> None:
         self._listen(
             RunStarted(
-                n_blocks=plan.n_blocks,
-                n_finished=len(self._finished),
-                pixels_left=sum(self._blocks.window(index).n_pixels for index in left),
-                n_workers=n_workers,
-                dashboard=dashboard,
+                n_blocks=len(self._blocks),
+                n_finished=self._ledger.n_finished,
+                pixels_left=self._ledger.n_pixels_left,
+                n_workers=executor.n_workers,
+                dashboard=executor.dashboard,
+                engine="" if self._prepared.spec.probabilities_from else plan.describe_engine(self._execution.engine),
             )
         )
 
@@ -283,29 +293,24 @@ class _Run:
         """Remove the staged copy of a complete run, and bring the list of failures up to date."""
         if complete:
             self._paths.scratch.unlink(missing_ok=True)
-        write_failures(self._paths.failures, self._prepared, list(self._failed.values()))
+        write_failures(self._paths.failures, self._prepared, list(self._ledger.failures.values()))
 
     def _summary(self, *, n_new: int, interrupted: bool) -> Summary:
-        receipts = list(self._finished.values())
+        ledger, classes = self._ledger, self._prepared.model.classes
         return Summary(
             out=str(self._paths.out),
             n_blocks=len(self._blocks),
-            n_done=sum(receipt.state == "done" for receipt in receipts),
-            n_nodata=sum(receipt.state == "nodata" for receipt in receipts),
+            n_done=ledger.n_done,
+            n_nodata=ledger.n_nodata,
             n_new=n_new,
-            failures=tuple(self._failed.values()),
-            class_names=tuple(item.name for item in self._prepared.model.classes),
-            class_counts=add_counts(receipts, n_classes=len(self._prepared.model.classes)),
+            failures=tuple(ledger.failures.values()),
+            class_names=tuple(item.name for item in classes),
+            class_counts=ledger.class_counts or (0,) * len(classes),
             n_pixels=self._prepared.scene.height * self._prepared.scene.width,
             seconds=round(time.perf_counter() - self._started, 3),
             interrupted=interrupted,
+            stage_s={name: round(seconds, 3) for name, seconds in ledger.stage_s.items()},
         )
-
-
-def add_counts(receipts: Iterable[BlockReceipt], *, n_classes: int) -> tuple[int, ...]:
-    """Sum the pixels per class over blocks."""
-    counts = [receipt.class_counts for receipt in receipts if receipt.class_counts]
-    return tuple(sum(column) for column in zip(*counts, strict=True)) if counts else (0,) * n_classes
 
 
 def _check_destination(paths: RunPaths, *, overwrite: bool) -> None:
@@ -348,29 +353,8 @@ def with_absolute_paths(spec: SegmentSpec) -> SegmentSpec:
 
 
 def _layout(prepared: Prepared, hard: dict[str, Any]) -> StoreLayout:
-    """Describe the output; its provenance names no path and no time, so that equal runs give equal bytes."""
-    spec, scene = prepared.spec, prepared.scene
-    return StoreLayout(
-        height=scene.height,
-        width=scene.width,
-        chunk=spec.output.chunk_px,
-        shard=spec.output.shard_px,
-        classes=prepared.model.classes,
-        probabilities=spec.output.probabilities,
-        georef=scene.georef,
-        provenance={
-            "software": f"atrous {metadata.version('atrous')}",
-            "scene": Path(spec.scene.uri).name,
-            "model": prepared.model.name,
-            **({} if spec.probabilities_from is None else {"refined": Path(spec.probabilities_from).name}),
-            **{name: value for name, value in hard.items() if not name.startswith("input.header") and name != "input.mtime_ns"},
-        },
-    )
-
-
-def _damage(out: Path, receipt: BlockReceipt) -> str | None:
-    reasons = (check_receipt(out, chunk) for chunk in receipt.chunks)
-    return next((reason for reason in reasons if reason), None)
+    model = prepared.model
+    return plan_layout(prepared.spec, prepared.scene, hard, model=model.name, classes=model.classes, software=this_software())
 
 
 def scene_of(out: Path, *, moved_to: str | None = None) -> SceneSpec | None:

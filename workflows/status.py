@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.grid import Blocks
 from pipeline.scene import SceneInfo
 from pipeline.spec import SegmentSpec
-from workflows.events import BlockFailure, BlockReceipt
-from workflows.journal import Entry, latest, read_entries
+from workflows.replay import Replay
 from workflows.run_state import RunPaths, is_locked, read_record
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-_RECENT = 50
-"""Blocks that the speed is measured over."""
+    from workflows.events import BlockFailure
+
 _PAUSE_S = 600.0
 """A longer gap between two blocks was a pause between runs, not work."""
 
@@ -44,6 +44,8 @@ class Status:
     """Over the last blocks; None before the second one."""
     failures: tuple[BlockFailure, ...]
     """The quarantined blocks."""
+    stage_s: dict[str, float] = field(default_factory=dict)
+    """Wall time of each stage, summed over the finished blocks, s."""
 
     @property
     def n_left(self) -> int:
@@ -65,27 +67,26 @@ def status(out: Path) -> Status:
     paths = RunPaths(out=out.absolute())
     record = read_record(paths)
     spec, scene = SegmentSpec.from_dict(record.spec), SceneInfo.from_dict(record.scene)
-    entries = list(read_entries(paths.journal, run_id=record.run_id))
-    outcomes = list(latest(iter(entries)).values())
-    receipts = [item for item in outcomes if isinstance(item, BlockReceipt)]
-    failures = tuple(item for item in outcomes if isinstance(item, BlockFailure))
+    blocks = Blocks(shape=scene.shape, block_px=spec.grid.block_px)
+    replay = Replay(paths.journal, run_id=record.run_id, blocks=blocks)
+    ledger = replay.ledger
     return Status(
-        n_blocks=len(Blocks(shape=scene.shape, block_px=spec.grid.block_px)),
-        n_done=sum(item.state == "done" for item in receipts),
-        n_nodata=sum(item.state == "nodata" for item in receipts),
-        n_failed=len(failures),
+        n_blocks=len(blocks),
+        n_done=ledger.n_done,
+        n_nodata=ledger.n_nodata,
+        n_failed=len(ledger.failures),
         running=is_locked(paths),
         n_pixels=scene.height * scene.width,
-        n_pixels_finished=sum(item.n_pixels for item in receipts),
-        pixels_per_s=_speed(entries[-_RECENT:]),
-        failures=failures,
+        n_pixels_finished=ledger.n_pixels,
+        pixels_per_s=_speed(replay.recent),
+        failures=tuple(ledger.failures.values()),
+        stage_s={name: round(seconds, 3) for name, seconds in ledger.stage_s.items()},
     )
 
 
-def _speed(entries: list[Entry]) -> float | None:
-    """Return pixels per second between the first and the last of ``entries``, pauses left out."""
-    pairs = list(itertools.pairwise(entries))
-    worked = [(after, after.time_s - before.time_s) for before, after in pairs if after.time_s - before.time_s < _PAUSE_S]
-    seconds = sum(gap for _, gap in worked)
-    pixels = sum(entry.outcome.n_pixels for entry, _ in worked if isinstance(entry.outcome, BlockReceipt))
+def _speed(recent: Iterable[tuple[float, int]]) -> float | None:
+    """Return pixels per second between the first and the last of the (time, pixels) in ``recent``, pauses left out."""
+    gaps = [(after - before, pixels) for (before, _), (after, pixels) in itertools.pairwise(recent)]
+    worked = [(seconds, pixels) for seconds, pixels in gaps if seconds < _PAUSE_S]
+    seconds, pixels = (sum(column) for column in zip(*worked, strict=True)) if worked else (0.0, 0)
     return pixels / seconds if seconds > 0 and pixels else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask.config
 import pytest
@@ -86,7 +87,7 @@ def calls(job) -> dict:
 
 
 def run(subject, job, blocks=BLOCKS, stop=lambda: False) -> dict:
-    outcomes = list(subject.outcomes(job, blocks, stop))
+    outcomes = list(itertools.chain.from_iterable(subject.outcomes(job, blocks, stop)))
     assert len({outcome.block for outcome in outcomes}) == len(outcomes), "a block has two outcomes"
     return {outcome.block: outcome for outcome in outcomes}
 
@@ -130,8 +131,8 @@ def test_after_stop_no_block_is_begun_and_none_at_work_is_lost(subject, job):
     made = job({})
     seen: list = []
     blocks = [(0, col) for col in range(40)]
-    for outcome in subject.outcomes(made, blocks, lambda: len(seen) >= 3):
-        seen.append(outcome)  # noqa: PERF402  (stop() looks at it)
+    for ended in subject.outcomes(made, blocks, lambda: len(seen) >= 3):
+        seen.extend(ended)
     assert 3 <= len(seen) <= 3 + 2 * 2
     assert calls(made) == dict.fromkeys(sorted(outcome.block for outcome in seen), 1)
 
@@ -144,6 +145,46 @@ def test_a_stop_before_the_start_begins_nothing(subject, job):
     made = job({})
     assert run(subject, made, stop=lambda: True) == {}
     assert calls(made) == {}
+
+
+def executor_with(**methods) -> DaskExecutor:
+    return DaskExecutor(SimpleNamespace(**methods))
+
+
+def test_a_worker_has_blocks_at_work_and_one_waiting_and_more_where_they_take_no_time():
+    looks = []
+    threads = {"one": 1, "two": 2, "many": 8}
+    subject = executor_with(nthreads=lambda: looks.append(1) or threads, gather=lambda futures, **_: futures)
+    assert subject._width() == (1 + 1) + (2 + 1) + (2 + 1)
+
+    def end(seconds: float) -> None:
+        done = BlockReceipt(block=(0, 0), state="nodata", n_pixels=1, seconds=seconds, device="", host="")
+        found = SimpleNamespace(key="a", status="finished")
+        subject._client.gather = lambda futures, **_: dict.fromkeys(futures, done)
+        subject._fetch([found])
+
+    for _ in range(1000):
+        end(0.0)
+    assert subject._width() == 3 * dask_executor._MOST_AHEAD
+    for _ in range(1000):
+        end(0.5)
+    assert subject._width() == 8
+    assert len(looks) == 1
+
+
+def test_a_result_that_is_lost_with_its_worker_is_no_end_of_the_run():
+    lost = SimpleNamespace(key="lost", status="finished")
+    broken = SimpleNamespace(key="broken", status="error")
+    receipt = BlockReceipt(block=(0, 0), state="nodata", n_pixels=1, seconds=0.1, device="", host="")
+    kept = SimpleNamespace(key="kept", status="finished")
+    asked = []
+
+    def gather(futures, *, errors):
+        asked.append((sorted(futures), errors))
+        return {"lost": None, "kept": receipt}
+
+    assert executor_with(gather=gather)._fetch([lost, broken, kept]) == {"kept": receipt}
+    assert asked == [(["kept", "lost"], "skip")]
 
 
 @pytest.mark.cluster

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import StoreError
 from workflows.events import BlockFailure
-from workflows.journal import Journal, latest, read_entries
+from workflows.journal import Journal, latest, read_entries, read_entry_at
 
 RUN = "0123456789ab"
 
@@ -146,6 +146,23 @@ def test_a_line_is_synced_before_append_returns(path, receipt, monkeypatch):
         assert len(synced) == 1
         assert synced[0].endswith(b"\n")
         assert json.loads(synced[0])["block"] == [0, 0]
+
+
+def test_what_ended_together_is_written_and_synced_together(path, receipt, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda _handle: synced.append(path.read_bytes().count(b"\n")))
+    with Journal(path, run_id=RUN) as journal:
+        synced.clear()
+        journal.append(receipt(0, 0), BlockFailure(block=(0, 1), error="x", attempts=3), receipt(0, 2))
+    assert synced == [3]
+    assert [outcome.block for outcome in read(path)] == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_entries_are_found_again_where_they_start(path, receipt):
+    write(path, receipt(0, 0), receipt(0, 1, host="Größe"), receipt(0, 2))
+    entries = list(read_entries(path, run_id=RUN))
+    assert [read_entry_at(path, entry.start, run_id=RUN) for entry in entries] == entries
+    assert read_entry_at(path, entries[1].start + 1, run_id=RUN) is None
 
 
 def test_a_new_journal_is_synced_into_its_folder(path, monkeypatch):

@@ -12,6 +12,7 @@ from workflows import journal
 from workflows.events import BlockFailure
 from workflows.journal import Journal
 from workflows.prepare import prepare
+from workflows.report import status_lines
 from workflows.run_state import RunPaths, RunRecord, locked, write_record
 from workflows.status import status
 
@@ -64,6 +65,17 @@ def test_speed_leaves_out_the_pause_between_two_runs(begun, record_at, receipt):
     now = status(begun.out)
     assert now.pixels_per_s == pytest.approx(100)
     assert now.eta_s == pytest.approx((150 * 203 - 4000) / 100)
+
+
+def test_the_time_of_the_stages_is_summed(begun, record_at, receipt):
+    record_at(
+        (0.0, receipt(0, 0, stage_s={"read": 0.5, "crf": 3.0})),
+        (1.0, receipt(0, 1, stage_s={"read": 0.25, "crf": 1.0, "wait": 0.25})),
+        (2.0, receipt(0, 1, stage_s={"read": 0.5, "crf": 1.0})),
+    )
+    now = status(begun.out)
+    assert {name: seconds for name, seconds in now.stage_s.items() if seconds} == {"read": 1.0, "crf": 4.0}
+    assert "stages   read 20 % (1.0 s), CRF 80 % (4.0 s)" in status_lines(now)
 
 
 def test_a_finished_run_has_nothing_left_and_no_wait(begun, record_at, receipt):
