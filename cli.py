@@ -168,8 +168,10 @@ _request_options = _stack(
         metavar="LOW,HIGH",
         help="Scene values that become 0 and 255. [default: 8-bit as it is, else 2nd and 98th percentile of each band]",
     ),
-    click.option("--window", type=int, default=1024, help="Side of the network windows, px."),
-    click.option("--overlap", type=int, default=256, help="What neighbouring windows share, px."),
+    click.option("--window", type=int, help="Side of the network windows, px. [default: what suits scene, model and memory]"),
+    click.option(
+        "--overlap", type=int, help="What neighbouring windows share, px. [default: 256; twice the network's margin with exact]"
+    ),
     click.option("--blend", type=click.Choice(["taper", "exact"]), default="taper", help="How overlapping windows are joined."),
     click.option(
         "--scales",
@@ -194,7 +196,9 @@ _request_options = _stack(
         help="Refine with the fully connected CRF. [default: no, unless an option below asks for one]",
     ),
     _crf_options,
-    click.option("--block", type=int, default=4096, help="Side of the unit of work, px; a multiple of the chunk."),
+    click.option(
+        "--block", type=int, help="Side of the unit of work, px; a multiple of the chunk. [default: 4096, or as memory allows]"
+    ),
     click.option("--chunk", type=int, default=1024, help="Side of the Zarr chunks, px."),
     click.option("--shard", type=int, help="Side of the Zarr shards, px. [default: no shards]"),
     click.option("--probabilities", is_flag=True, help="Keep the probabilities of all classes."),
@@ -208,13 +212,19 @@ _request_options = _stack(
     ),
 )
 _cluster_options = _stack(
-    click.option("--workers", type=int, help="Worker processes. [default: one per core, as memory allows]"),
+    click.option("--workers", type=int, help="Worker processes. [default: one per 16 cores, as memory allows]"),
     click.option("--threads", type=int, help="Network windows at once per worker. [default: cores / workers, as memory allows]"),
     click.option("--scheduler", metavar="ADDRESS|FILE", help="A running Dask cluster, by address or scheduler file."),
     click.option("--cluster", type=click.Choice(["local", "cuda", "serial"]), default="local", help="What to start otherwise."),
 )
 _execution_options = _stack(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the network runs."),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "torch", "openvino"]),
+        default="auto",
+        help="What runs it; auto is openvino on the CPU where it is installed, else torch.",
+    ),
     click.option(
         "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", help="Of the network; auto is fp32."
     ),
@@ -284,6 +294,32 @@ def status(out: Path, **options: Any) -> int:
     else:
         click.echo("\n".join(status_lines(now)))
     return EXIT_QUARANTINED if now.n_failed else 0
+
+
+@atrous.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--fast", is_flag=True, help="Compare checksums only; decode no pixels.")
+@click.option("--repair", is_flag=True, help="Remove what is damaged, so that resume does it again.")
+@_report_options
+def verify(out: Path, **options: Any) -> int:
+    """Compare every file of OUT with what was written, and decode every pixel."""
+    from workflows.verify import run  # noqa: PLC0415
+    from workflows.verify_report import verification_lines  # noqa: PLC0415
+
+    with _view(options) as view:
+        found = run(
+            out,
+            decode=not options["fast"],
+            repair=options["repair"],
+            on_progress=lambda done, total: view.advance("verifying", done=done, total=total),
+        )
+    if options["json"]:
+        click.echo(json.dumps({**asdict(found), "sound": found.sound, "complete": found.complete}))
+    else:
+        click.echo("\n".join(verification_lines(found)))
+    if not found.sound:
+        return EXIT_QUARANTINED
+    return 0 if found.complete else EXIT_TRY_AGAIN
 
 
 @atrous.command()
@@ -507,10 +543,10 @@ def _import_request(file: Path, options: dict[str, Any]) -> Any:
 
 
 def _request(scene: str, options: dict[str, Any]) -> Any:
-    from pipeline.spec import GridSpec, OutputSpec  # noqa: PLC0415
+    from pipeline.spec import OutputSpec  # noqa: PLC0415
+    from workflows.choose_grid import GridRequest  # noqa: PLC0415
     from workflows.prepare import Request  # noqa: PLC0415
 
-    source = click.get_current_context().get_parameter_source("overlap")
     stretch = options["stretch"]
     if stretch is not None and len(stretch) != 2:
         raise click.BadParameter(f"--stretch has {len(stretch)} values; expected two: LOW,HIGH")
@@ -520,10 +556,9 @@ def _request(scene: str, options: dict[str, Any]) -> Any:
         bands=options["bands"],
         nodata=options["nodata"],
         stretch=stretch,
-        grid=GridSpec(
+        grid=GridRequest(
             window_px=options["window"], overlap_px=options["overlap"], blend=options["blend"], block_px=options["block"]
         ),
-        overlap_is_default=source is click.core.ParameterSource.DEFAULT,
         scales=options["scales"],
         flip=options["flip"],
         fusion=options["fusion"],
@@ -582,7 +617,9 @@ def _execution(options: dict[str, Any]) -> Execution:
     from workflows.segment_scene import Execution  # noqa: PLC0415
 
     return Execution(
-        engine=EngineSpec(device=options["device"], precision=options.get("precision", "auto")),
+        engine=EngineSpec(
+            device=options["device"], engine=options.get("engine", "auto"), precision=options.get("precision", "auto")
+        ),
         cluster=ClusterSpec(
             cluster=options["cluster"],
             scheduler=options["scheduler"],
@@ -603,19 +640,20 @@ def _view(options: dict[str, Any]) -> Any:
 
 
 def _print_plan(request: Any, options: dict[str, Any]) -> int:
-    from workflows.plan import calibrate, make_plan  # noqa: PLC0415
+    from workflows.plan import calibrate, fits_here, make_plan  # noqa: PLC0415
     from workflows.prepare import prepare  # noqa: PLC0415
     from workflows.report import plan_lines  # noqa: PLC0415
 
     execution = _execution(options)
-    made = make_plan(prepare(request), execution.cluster, execution.engine)
+    prepared = prepare(request, fits=fits_here(execution.cluster, execution.engine))
+    made = make_plan(prepared, execution.cluster, execution.engine)
     estimate = calibrate(made, execution.engine)
     if options["json"]:
         click.echo(
-            json.dumps({**made.to_dict(), "seconds": {"network": round(estimate.network_s, 1), "crf": round(estimate.crf_s, 1)}})
+            json.dumps({**made.to_dict(), "seconds": {name: round(seconds, 1) for name, seconds in estimate.to_dict().items()}})
         )
     else:
-        click.echo("\n".join(plan_lines(made, estimate)))
+        click.echo("\n".join(plan_lines(made, estimate, verbose=options["verbose"])))
     return 0
 
 

@@ -1,7 +1,8 @@
 r"""How do overlapping network windows become one probability per pixel?
 
 Every network window carries a weight per pixel; a pixel's probabilities are the weighted mean over the windows that cover it, summed in
-lattice order, so that the sum has the same rounding whichever block asks for it.
+lattice order, so that the sum has the same rounding whichever block asks for it. The weights are known beforehand, so each is divided by
+the sum of all that cover the pixel before anything is added.
 
 ``taper``: the weight falls linearly over the overlap, so that two neighbours add up to one::
 
@@ -21,11 +22,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import SpecError
+from pipeline.fused import add_window
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pipeline.fused import Positions
     from pipeline.grid import Lattice
+    from pipeline.network.cells import Cells
     from pipeline.network.choices import Alignment
     from pipeline.spec import Blend, GridSpec
     from pipeline.window import Window
@@ -34,40 +38,53 @@ if TYPE_CHECKING:
 class Blender:
     """The weighted mean over network windows, for the pixels of one target window."""
 
-    def __init__(self, target: Window, lattice: Lattice, *, n_classes: int, blend: Blend) -> None:
+    def __init__(self, target: Window, lattice: Lattice, *, n_classes: int, blend: Blend, cells: Cells) -> None:
         self._target = target
         self._lattice = lattice
         self._blend: Blend = blend
         self._sum = np.zeros((n_classes, *target.shape), np.float32)
-        self._weight = np.zeros(target.shape, np.float32)
+        self._between = cells.between(lattice.size_px)
 
-    def add(self, index: tuple[int, int], probabilities: NDArray[np.float32]) -> None:
+    def add(self, index: tuple[int, int], scores: NDArray[np.float32]) -> None:
         """Add the window ``index`` of the lattice.
 
         Parameters
         ----------
         index
             (row, column) of the network window. Windows must be added in lattice order, row by row.
-        probabilities
-            (classes, size, size) float32, 0 to 1.
+        scores
+            (classes, cell rows, cell columns) float32 whose softmax are the probabilities, as `Engine.scores` gives them.
         """
         window = self._lattice.window(index)
         common = window.intersect(self._target)
         if common is None:
             return
-        inside = common.relative_to(window).to_slices()
-        onto = common.relative_to(self._target).to_slices()
-        rows = axis_weights(self._lattice, index[0], n=self._lattice.n_rows, blend=self._blend)[inside[0]]
-        cols = axis_weights(self._lattice, index[1], n=self._lattice.n_cols, blend=self._blend)[inside[1]]
-        weight = rows[:, None] * cols[None, :]
-        self._weight[onto] += weight
-        self._sum[:, *onto] += probabilities[:, *inside] * weight
+        rows, cols = common.relative_to(window).to_slices()
+        add_window(
+            scores,
+            _part(self._between, rows),
+            _part(self._between, cols),
+            shares(self._lattice, index[0], n=self._lattice.n_rows, blend=self._blend)[rows],
+            shares(self._lattice, index[1], n=self._lattice.n_cols, blend=self._blend)[cols],
+            self._sum[:, *common.relative_to(self._target).to_slices()],
+        )
 
     def result(self) -> NDArray[np.float32]:
-        """Return the mean: (classes, height, width) float32, summing to 1; 0 where no window was added."""
-        weight = np.where(self._weight > 0, self._weight, np.float32(1))
-        np.divide(self._sum, weight, out=self._sum)
+        """Return the mean: (classes, height, width) float32, summing to 1; less where a window that covers the pixel was not added."""
         return self._sum
+
+
+def shares(lattice: Lattice, index: int, *, n: int, blend: Blend) -> NDArray[np.float32]:
+    """Return the weights of the ``index``-th of ``n`` windows along one axis as shares of all windows': (size,) float32, 0 to 1."""
+    own = axis_weights(lattice, index, n=n, blend=blend)
+    total = np.zeros_like(own)
+    reach = (lattice.size_px - 1) // lattice.step_px
+    for other in range(max(0, index - reach), min(n, index + reach + 1)):
+        shift = (other - index) * lattice.step_px
+        weights = axis_weights(lattice, other, n=n, blend=blend)
+        first, last = max(0, shift), min(lattice.size_px, lattice.size_px + shift)
+        total[first:last] += weights[first - shift : last - shift]
+    return np.divide(own, total, out=np.zeros_like(own), where=own > 0)
 
 
 def axis_weights(lattice: Lattice, index: int, *, n: int, blend: Blend) -> NDArray[np.float32]:
@@ -82,6 +99,11 @@ def axis_weights(lattice: Lattice, index: int, *, n: int, blend: Blend) -> NDArr
         return np.ones(lattice.size_px, np.float32)
     ramp = np.minimum(position, lattice.size_px - position) / np.float32(overlap)
     return np.asarray(np.minimum(ramp, np.float32(1)), np.float32)
+
+
+def _part(between: Positions, part: slice) -> Positions:
+    before, after, share = between
+    return before[part], after[part], share[part]
 
 
 def check_grid(grid: GridSpec, *, output_stride: int, margin_px: int | None, alignment: Alignment = "centre") -> None:

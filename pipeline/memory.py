@@ -14,21 +14,39 @@ import numpy as np
 from pipeline.crf.tile import tile_bytes
 from pipeline.errors import MemoryBudgetError
 from pipeline.grid import Blocks
+from pipeline.network.cells import cells_of
 from pipeline.network.footprint import largest_kernel_bytes, parameter_bytes, peak_activation_bytes
-from pipeline.segment import locate
+from pipeline.segment import locate, network_lattice
 
 if TYPE_CHECKING:
+    from pipeline.engine.protocol import RunsNetwork
     from pipeline.network.spec import ModelSpec
     from pipeline.scene import SceneInfo
     from pipeline.spec import SegmentSpec
 
 _PROCESS_BYTES = 450 * 2**20
 """Python with torch, zarr, rasterio and distributed loaded: 330 to 400 MiB measured on Linux."""
+_OPENVINO_BYTES = 110 * 2**20
+"""OpenVINO itself, and what it needs to convert a network; measured."""
+_WEIGHTS_CONVERTED = 4
+"""Copies of the weights while a network is converted: as read, folded, traced, and reordered. Measured 2.7 to 3.2."""
+_TRACED_SCALES = 1.7
+"""At several scales the conversion runs the network once in torch, at full size; measured 1.3 to 1.5 of the activations counted."""
+BLOCKS_AT_ONCE = 2
+"""Blocks that a process works on: one computes, the other reads or writes."""
+_MOST_SEEN_BYTES = 256 * 2**20
+_SAMPLED_BLOCKS = 64
+"""Rows of blocks that are looked at for what one leaves to the next; the pattern repeats."""
 _SCRATCH = 1.3
-"""Reordered copies that the convolution library makes beside the activations themselves; measured."""
+"""torch: reordered copies that the convolution library makes beside the activations themselves; measured."""
 _SCRATCH_SCALES = 2.3
 """The same at several scales: what one size leaves is in pieces that the next one cannot use. Measured 2.0 to 2.3 with MobileNetV2,
 ResNet-50 and ResNet-101 at two and three scales, windows of 512 px."""
+_JOINED = 0.8
+"""OpenVINO: convolution, normalisation and activation are one operation. Measured 0.4 (ResNet) to 0.55 (MobileNetV2, Xception), also at
+several scales."""
+_NOTHING_TO_JOIN = 1.1
+"""The same for VGG-16, which has no normalisation; measured 1.0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +84,17 @@ class MemoryBound:
         )
 
 
-def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, batch_size: int) -> MemoryBound:
+def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, n_at_once: int, engine: RunsNetwork = "torch") -> MemoryBound:
     """Work out the peak memory of one worker on the largest block of a scene.
 
     Parameters
     ----------
     spec, scene, model
         What is run on what.
-    batch_size
-        Network windows at once (`Engine.batch_size`).
+    n_at_once
+        Network windows at once (`windows_at_once`).
+    engine
+        What runs the network (`choose_engine`).
     """
     n_bands, n_classes = len(model.bands), len(model.classes)
     write, predict, read = _largest_windows(spec, scene)
@@ -82,17 +102,17 @@ def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, batch_size: 
     smaller_block = f"use a smaller --block (now {spec.grid.block_px})"
     runs_network = spec.probabilities_from is None
     terms = [
-        MemoryTerm(name="process", n_bytes=_PROCESS_BYTES + (_weights(model) if runs_network else 0), knob=""),
-        MemoryTerm(name="pixels read", n_bytes=2 * read * (n_bands * item_bytes + 1), knob=smaller_block),
-        MemoryTerm(name="block probabilities", n_bytes=predict * 4 * (n_classes + 2), knob=smaller_block),
+        MemoryTerm(name="process", n_bytes=_PROCESS_BYTES + (_weights(model, engine) if runs_network else 0), knob=""),
+        MemoryTerm(name="pixels read", n_bytes=(BLOCKS_AT_ONCE + 1) * read * (n_bands * item_bytes + 1), knob=smaller_block),
+        MemoryTerm(name="block probabilities", n_bytes=predict * 4 * n_classes, knob=smaller_block),
         MemoryTerm(
             name="labels and chunks",
-            n_bytes=write * (12 + (n_classes * 6 if spec.output.probabilities else 0)),
+            n_bytes=write * (8 + BLOCKS_AT_ONCE * (4 + (n_classes * 3 if spec.output.probabilities else 0))),
             knob=smaller_block,
         ),
     ]
     if runs_network:
-        terms += _network_terms(spec, model, batch_size=batch_size)
+        terms += _network_terms(spec, scene, model, n_at_once=n_at_once, engine=engine)
     else:
         terms.append(MemoryTerm(name="stored probabilities", n_bytes=2 * predict * n_classes, knob=smaller_block))
     if spec.crf is not None:
@@ -109,23 +129,50 @@ def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, batch_size: 
     return MemoryBound(terms=tuple(sorted(terms, key=lambda term: -term.n_bytes)))
 
 
-def _network_terms(spec: SegmentSpec, model: ModelSpec, *, batch_size: int) -> list[MemoryTerm]:
+def seen_windows_bytes(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec) -> int:
+    """Return how many bytes a worker keeps of network windows on the edges of blocks: what one row of blocks leaves for the next.
+
+    Bounded: a very wide scene with many classes would need more, and some of its windows are computed again.
+    """
+    blocks = Blocks(shape=scene.shape, block_px=spec.grid.block_px)
+    if spec.probabilities_from is not None or len(blocks) == 1:
+        return 0
+    rows = [locate((row, 0), shape=scene.shape, spec=spec) for row in range(min(blocks.n_rows, _SAMPLED_BLOCKS))]
+    per_column = max(len({row for row, _ in windows.shared}) for windows in rows)
+    n_windows = per_column * network_lattice(scene.shape, spec).n_cols
+    side = cells_of(model.network, spec.multiscale).n_covering(spec.grid.window_px)
+    return min(_MOST_SEEN_BYTES, n_windows * 4 * len(model.classes) * side**2)
+
+
+def _network_terms(
+    spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, n_at_once: int, engine: RunsNetwork
+) -> list[MemoryTerm]:
     smaller_window = f"use a smaller --window (now {spec.grid.window_px})"
-    item_bytes = 4 * (3 * len(model.classes) + 2 * len(model.bands))
+    n_pixels = spec.grid.window_px**2
+    cells = cells_of(model.network, spec.multiscale).n_covering(spec.grid.window_px) ** 2
+    in_flight = 12 * len(model.bands) * n_pixels + 12 * len(model.classes) * cells
     return [
-        MemoryTerm(name="network activations", n_bytes=batch_size * _activations(model, spec), knob=smaller_window),
-        MemoryTerm(name="window probabilities", n_bytes=batch_size * spec.grid.window_px**2 * item_bytes, knob=smaller_window),
+        MemoryTerm(
+            name="network activations", n_bytes=_activations(model, spec, engine, n_at_once=n_at_once), knob=smaller_window
+        ),
+        MemoryTerm(name="windows in flight", n_bytes=n_at_once * in_flight, knob=smaller_window),
+        MemoryTerm(name="windows of the last blocks", n_bytes=seen_windows_bytes(spec, scene, model), knob=""),
     ]
 
 
-def _weights(model: ModelSpec) -> int:
-    """Return the bytes of a network while it is loaded: as read and as folded, and its largest kernel reordered."""
+def _weights(model: ModelSpec, engine: RunsNetwork) -> int:
+    """Return the bytes of a network while it is loaded: as read and as folded, and its largest kernel reordered; or converted."""
+    if engine == "openvino":
+        return _OPENVINO_BYTES + _WEIGHTS_CONVERTED * parameter_bytes(model.network)
     return 2 * parameter_bytes(model.network) + largest_kernel_bytes(model.network)
 
 
-def _activations(model: ModelSpec, spec: SegmentSpec) -> int:
+def _activations(model: ModelSpec, spec: SegmentSpec, engine: RunsNetwork, *, n_at_once: int) -> int:
     counted = peak_activation_bytes(model.network, window_px=spec.grid.window_px, multiscale=spec.multiscale)
-    return int(counted * (_SCRATCH if spec.multiscale.is_single else _SCRATCH_SCALES))
+    if engine == "torch":
+        return int(n_at_once * counted * (_SCRATCH if spec.multiscale.is_single else _SCRATCH_SCALES))
+    share = _NOTHING_TO_JOIN if model.network.backbone.startswith("vgg") else _JOINED
+    return int(counted * (n_at_once * share if spec.multiscale.is_single else max(n_at_once * share, _TRACED_SCALES)))
 
 
 def _largest_windows(spec: SegmentSpec, scene: SceneInfo) -> tuple[int, int, int]:

@@ -9,24 +9,28 @@ The result covers the block's write window only, depends on nothing but the scen
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from pipeline.blend import Blender
+from pipeline.classify import classify
 from pipeline.crf.tile import ONE_THREAD, Processor, refine_tile
 from pipeline.errors import BlockError, SourceError, StoreError
 from pipeline.grid import Blocks, Lattice
-from pipeline.labels import dequantise, label, quantise
+from pipeline.labels import dequantise, quantise
 from pipeline.normalise import normalise
 from pipeline.scene import Scene, Tile, read_reflected
+from pipeline.seen_windows import SeenWindows
 from pipeline.store import read_array
 from pipeline.window import Window, hull
+from pipeline.workplace import Workplace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from pipeline.crf.energy import CrfSpec
@@ -49,6 +53,8 @@ class BlockWindows:
     """Lattice indices of the network windows that touch ``predict``, in lattice order; none where probabilities are recalled."""
     crf: tuple[tuple[int, int], ...]
     """Lattice indices of the CRF tiles that touch ``write``."""
+    shared: dict[tuple[int, int], int]
+    """Those of the network windows that blocks after this one need, too -> how many of them."""
     read: Window
     """The hull of the network windows, which may reach past the scene; without them the same as ``predict``."""
 
@@ -72,41 +78,43 @@ def segment_block(
     engine: Engine | None,
     model: ModelSpec,
     spec: SegmentSpec,
-    processor: Processor = ONE_THREAD,
+    workplace: Workplace | None = None,
 ) -> BlockResult | None:
     """Segment the block ``index`` = (row, column) of the scene; None where the block holds nodata only.
 
-    ``engine`` is None where ``spec`` names an earlier output whose probabilities are refined; ``processor`` is what the CRF runs on.
+    ``engine`` is None where ``spec`` names an earlier output whose probabilities are refined.
     """
+    workplace = workplace or Workplace()
+    clock = workplace.clock
     windows = locate(index, shape=scene.info.shape, spec=spec)
-    tile = read_reflected(scene, windows.read)
+    with clock.stage("read"):
+        tile = read_reflected(scene, windows.read)
     valid = tile.valid[windows.write.relative_to(windows.read).to_slices()]
     if not valid.any():
         return None
-    blended = (
-        recall(tile, windows, spec=spec) if engine is None else predict(tile, windows, engine=engine, model=model, spec=spec)
-    )
-    inside = windows.write.relative_to(windows.predict).to_slices()
-    refined = (
-        blended[:, *inside] if spec.crf is None else refine(blended, tile, windows, spec=spec, crf=spec.crf, processor=processor)
-    )
-    labels, confidence = label(refined, valid)
-    return BlockResult(
-        labels=labels,
-        confidence=confidence,
-        probabilities=quantise(blended[:, *inside] * valid) if spec.output.probabilities else None,
-    )
+    with workplace.computing():
+        with clock.stage("network" if engine else "recall"):
+            blended = (
+                predict(tile, windows, engine=engine, model=model, spec=spec, seen=workplace.seen)
+                if engine
+                else recall(tile, windows, spec=spec)
+            )
+        inside = windows.write.relative_to(windows.predict).to_slices()
+        refined = blended[:, *inside]
+        if spec.crf is not None:
+            with clock.stage("crf"):
+                refined = refine(blended, tile, windows, spec=spec, crf=spec.crf, processor=workplace.processor)
+        with clock.stage("label"):
+            labels, confidence = classify(refined, valid)
+            probabilities = quantise(blended[:, *inside] * valid) if spec.output.probabilities else None
+    return BlockResult(labels=labels, confidence=confidence, probabilities=probabilities)
 
 
 def locate(index: tuple[int, int], *, shape: tuple[int, int], spec: SegmentSpec) -> BlockWindows:
     """Work out the windows of one block in a scene of ``shape`` (height, width); reads nothing."""
-    write = Blocks(shape=shape, block_px=spec.grid.block_px).window(index)
-    tiles: list[tuple[int, int]] = []
-    needed = write
-    if spec.crf is not None:
-        lattice = crf_lattice(shape, spec.crf)
-        tiles = lattice.touching(write)
-        needed = hull(_with_halo(lattice.window(tile), spec.crf, shape) for tile in tiles)
+    blocks = Blocks(shape=shape, block_px=spec.grid.block_px)
+    write = blocks.window(index)
+    tiles, needed = _tiles_and_needed(write, shape=shape, spec=spec)
     lattice = network_lattice(shape, spec)
     network = lattice.touching(needed) if spec.probabilities_from is None else []
     return BlockWindows(
@@ -115,20 +123,42 @@ def locate(index: tuple[int, int], *, shape: tuple[int, int], spec: SegmentSpec)
         predict=needed,
         network=tuple(network),
         crf=tuple(tiles),
+        shared=_later_uses(index, network, lattice, blocks, spec=spec),
         read=hull(lattice.window(window) for window in network) if network else needed,
     )
 
 
-def predict(tile: Tile, windows: BlockWindows, *, engine: Engine, model: ModelSpec, spec: SegmentSpec) -> NDArray[np.float32]:
-    """Run the network over all windows of a block and blend: (classes, height, width) float32 over ``windows.predict``."""
+def predict(
+    tile: Tile,
+    windows: BlockWindows,
+    *,
+    engine: Engine,
+    model: ModelSpec,
+    spec: SegmentSpec,
+    seen: SeenWindows | None = None,
+) -> NDArray[np.float32]:
+    """Run the network over all windows of a block and blend: (classes, height, width) float32 over ``windows.predict``.
+
+    What ``seen`` holds from an earlier block is not computed again.
+    """
     lattice = network_lattice(windows.shape, spec)
-    blender = Blender(windows.predict, lattice, n_classes=len(model.classes), blend=spec.grid.blend)
-    seen = (index for index in windows.network if _sees_data(tile, lattice.window(index)))
-    while batch := list(itertools.islice(seen, engine.batch_size)):
-        pixels = [normalise(tile, lattice.window(index), stretch=spec.stretch, model=model) for index in batch]
-        for index, probabilities in zip(batch, engine.predict(np.stack(pixels)), strict=True):
-            _check_finite(probabilities, lattice.window(index))
-            blender.add(index, probabilities)
+    blender = Blender(windows.predict, lattice, n_classes=len(model.classes), blend=spec.grid.blend, cells=engine.cells)
+    seen = seen or SeenWindows(0)
+    needed = [index for index in windows.network if _sees_data(tile, lattice.window(index))]
+    seen.pass_row(windows.network[0][0])
+    known = {index: seen.take(index) for index in needed}
+
+    def load(index: tuple[int, int]) -> Callable[[], NDArray[np.float32]]:
+        return lambda: normalise(tile, lattice.window(index), stretch=spec.stretch, model=model)
+
+    fresh = engine.scores(load(index) for index in needed if known[index] is None)
+    for index in needed:
+        scores = known[index]
+        if scores is None:
+            scores = next(fresh)
+            _check_finite(scores, lattice.window(index))
+            seen.keep(index, scores, uses=windows.shared.get(index, 0))
+        blender.add(index, scores)
     return blender.result()
 
 
@@ -188,13 +218,60 @@ def crf_lattice(shape: tuple[int, int], crf: CrfSpec) -> Lattice:
     return Lattice(shape=shape, size_px=crf.tile_px, step_px=crf.tile_px)
 
 
-def _check_finite(probabilities: NDArray[np.float32], window: Window) -> None:
+def _check_finite(scores: NDArray[np.float32], window: Window) -> None:
     """Raise BlockError where the network overflowed: argmax would make a class of NaN."""
-    if not np.isfinite(probabilities).all():
+    if not np.isfinite(scores).all():
         raise BlockError(
             f"the network gave values that are no numbers in {window}; finite probabilities were expected: use --precision fp32, and "
             "check the scene for values far outside the model's range (--stretch)"
         )
+
+
+def _tiles_and_needed(write: Window, *, shape: tuple[int, int], spec: SegmentSpec) -> tuple[list[tuple[int, int]], Window]:
+    """Return the CRF tiles that touch what a block writes, and the pixels whose probabilities it needs."""
+    if spec.crf is None:
+        return [], write
+    lattice = crf_lattice(shape, spec.crf)
+    tiles = lattice.touching(write)
+    return tiles, hull(_with_halo(lattice.window(tile), spec.crf, shape) for tile in tiles)
+
+
+def _later_uses(
+    index: tuple[int, int], network: list[tuple[int, int]], lattice: Lattice, blocks: Blocks, *, spec: SegmentSpec
+) -> dict[tuple[int, int], int]:
+    """Count, for the network windows of a block, the blocks after it (row by row) that need them, too; those of none are left out."""
+    rows = _blocks_touching(index, network, lattice, blocks, axis=0, spec=spec)
+    cols = _blocks_touching(index, network, lattice, blocks, axis=1, spec=spec)
+    uses = {
+        (row, col): sum(one > index[0] for one in rows[row]) * len(cols[col]) + sum(one > index[1] for one in cols[col])
+        for row, col in network
+    }
+    return {one: n for one, n in uses.items() if n}
+
+
+def _blocks_touching(
+    index: tuple[int, int],
+    network: list[tuple[int, int]],
+    lattice: Lattice,
+    blocks: Blocks,
+    *,
+    axis: Literal[0, 1],
+    spec: SegmentSpec,
+) -> dict[int, list[int]]:
+    """Return, for each row (``axis`` 0) or column of a block's windows, the rows (columns) of blocks that need it."""
+    touching: dict[int, list[int]] = {one[axis]: [] for one in network}
+    count = (blocks.n_rows, blocks.n_cols)[axis]
+    for direction in (range(index[axis], count), range(index[axis] - 1, -1, -1)):
+        for block in direction:
+            place = (block, index[1]) if axis == 0 else (index[0], block)
+            needed = _tiles_and_needed(blocks.window(place), shape=blocks.shape, spec=spec)[1]
+            start, end = (needed.row_off, needed.row_end) if axis == 0 else (needed.col_off, needed.col_end)
+            here = [one for one in touching if start - lattice.size_px < one * lattice.step_px < end]
+            for one in here:
+                touching[one].append(block)
+            if not here:
+                break
+    return touching
 
 
 def _with_halo(core: Window, crf: CrfSpec, shape: tuple[int, int]) -> Window:

@@ -1,7 +1,9 @@
 """Factories that the tests share: tiny checkpoints, rasters with texture, and the data beside the repository."""
 
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,7 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 settings.register_profile("atrous", deadline=None)  # the machines that run these tests are shared
 settings.load_profile("atrous")
 torch.set_num_threads(1)  # the tensors are tiny
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / f"atrous-tests-{os.getuid()}")  # not the user's own cache
 
 
 @pytest.fixture(scope="session")

@@ -431,7 +431,7 @@ def test_a_plan_begins_nothing(atrous, scene, model, home, command):
     code, stdout, stderr = atrous(command[0], scene, *out, *command[1:], "--model", model, *SMALL, *HERE)
     assert (code, stderr) == (0, "")
     assert "blocks     4 of 64 px" in stdout
-    assert "windows    9 of 64 px" in stdout
+    assert "windows    4 of 64 px" in stdout
     assert list(home.iterdir()) == []
 
 

@@ -18,6 +18,7 @@ from distributed.system import MEMORY_LIMIT
 from psutil import virtual_memory
 
 from pipeline.errors import MissingDependencyError, SpecError
+from pipeline.memory import BLOCKS_AT_ONCE
 from workflows.dask_executor import DaskExecutor
 from workflows.executor import Executor, SerialExecutor
 
@@ -32,6 +33,10 @@ WORKER_TTL_HINT = "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL='30 minutes'"
 _USABLE = 0.8
 """Share of the free memory that workers may plan with."""
 
+_CORES_PER_PROCESS = 16
+"""One process keeps so many busy: its blocks share the windows on their edges, and compute without the GIL. More processes would compute
+those windows again, and hold the weights again."""
+
 _CONNECT_TIMEOUT = "20s"
 
 _SETTINGS: dict[str, Any] = {
@@ -45,6 +50,8 @@ _SETTINGS: dict[str, Any] = {
     "distributed.worker.memory.pause": 0.95,
     "distributed.worker.memory.terminate": False,
     "distributed.worker.profile.enabled": False,
+    # Logs of messages, for those who look for faults in Dask: with 1000 they take 20 MB of the client.
+    "distributed.admin.low-level-log-length": 100,
     "distributed.admin.tick.limit": "1 hour",
     "distributed.nanny.pre-spawn-environ.GDAL_CACHEMAX": "128",
 }
@@ -61,7 +68,7 @@ class ClusterSpec:
     scheduler: str | None = None
     """Address (``tcp://host:8786``) or scheduler file of a running Dask cluster; wins over ``cluster``."""
     n_workers: int | None = None
-    """Worker processes; None: one per core, as many as fit into memory."""
+    """Worker processes; None: one per 16 cores, as many as fit into memory."""
     threads: int | None = None
     """Network windows at once per worker; None: the cores divided by the workers, as memory allows."""
 
@@ -101,7 +108,7 @@ def staff(spec: ClusterSpec, *, n_blocks: int, bytes_of: Callable[[int], int]) -
     if spec.scheduler is not None:
         return staff_of_cluster(spec, spec.scheduler)
     cores = count_cores()
-    usable = int(_USABLE * min(virtual_memory().available, MEMORY_LIMIT))
+    usable = _usable_bytes()
     if is_serial(spec, n_blocks=n_blocks):
         n_workers = 1
     else:
@@ -111,6 +118,17 @@ def staff(spec: ClusterSpec, *, n_blocks: int, bytes_of: Callable[[int], int]) -
     while spec.threads is None and threads > 1 and bytes_of(threads) > limit:
         threads -= 1
     return Staffing(n_workers=n_workers, threads=threads, limit_bytes=limit)
+
+
+def share_here(spec: ClusterSpec) -> tuple[int, int, int]:
+    """Return (workers, threads of each, bytes for all) that a large job would get on this machine."""
+    cores = count_cores()
+    n_workers = 1 if spec.cluster == "serial" else spec.n_workers or _most_processes(spec, cores)
+    return n_workers, spec.threads or max(1, cores // n_workers), _usable_bytes()
+
+
+def _usable_bytes() -> int:
+    return int(_USABLE * min(virtual_memory().available, MEMORY_LIMIT))
 
 
 def count_cores() -> int:
@@ -143,12 +161,12 @@ def executor_for(spec: ClusterSpec, staffing: Staffing, *, n_blocks: int, silent
 
 
 def staff_of_cluster(spec: ClusterSpec, scheduler: str) -> Staffing:
-    """Look at the workers of a running cluster: each of their threads works on a block of its own."""
+    """Look at the workers of a running cluster: each computes one block at a time, on as many threads as Dask gave it."""
     with _connect(scheduler) as client:
-        workers = client.scheduler_info()["workers"].values()
-        limits = [int(worker["memory_limit"] or MEMORY_LIMIT) // int(worker["nthreads"]) for worker in workers]
-        n_threads = sum(int(worker["nthreads"]) for worker in workers)
-    return Staffing(n_workers=max(1, n_threads), threads=spec.threads or 1, limit_bytes=min(limits, default=int(MEMORY_LIMIT)))
+        workers = list(client.scheduler_info()["workers"].values())
+    limits = [int(worker["memory_limit"] or MEMORY_LIMIT) for worker in workers]
+    threads = spec.threads or min((int(worker["nthreads"]) for worker in workers), default=1)
+    return Staffing(n_workers=max(1, len(workers)), threads=threads, limit_bytes=min(limits, default=int(MEMORY_LIMIT)))
 
 
 class _LeaveInterruptToClient(WorkerPlugin):  # type: ignore[misc]
@@ -164,7 +182,7 @@ class _LeaveInterruptToClient(WorkerPlugin):  # type: ignore[misc]
 def _most_processes(spec: ClusterSpec, cores: int) -> int:
     if spec.cluster == "cuda":
         return max(1, torch.cuda.device_count())
-    return cores
+    return -(-cores // _CORES_PER_PROCESS)
 
 
 def _start(spec: ClusterSpec, staffing: Staffing) -> Any:
@@ -172,7 +190,7 @@ def _start(spec: ClusterSpec, staffing: Staffing) -> Any:
         return _start_cuda(staffing)
     return LocalCluster(
         n_workers=staffing.n_workers,
-        threads_per_worker=1,
+        threads_per_worker=BLOCKS_AT_ONCE,
         memory_limit=staffing.limit_bytes,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
@@ -187,7 +205,7 @@ def _start_cuda(staffing: Staffing) -> Any:
         raise MissingDependencyError(
             "--cluster cuda was asked for; it needs dask-cuda, which is not installed here: pip install dask-cuda"
         ) from cause
-    return LocalCUDACluster(n_workers=staffing.n_workers, threads_per_worker=1, device_memory_limit=None)
+    return LocalCUDACluster(n_workers=staffing.n_workers, threads_per_worker=BLOCKS_AT_ONCE, device_memory_limit=None)
 
 
 def _connect(scheduler: str) -> Client:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.classify import classify
 from pipeline.crf.tile import ONE_THREAD, Processor
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import SourceError, SpecError
-from pipeline.labels import label
 from pipeline.segment import refine
 from workflows.cluster import count_cores
 from workflows.crf_grid import AXES, CrfGrid
@@ -235,4 +235,4 @@ def _refined(tile: LabelledTile, store: LabelledStore, crf: CrfSpec, processor: 
     """Return the labels of a tile as a run with ``crf`` would write them, (height, width) u1."""
     spec, windows = store.prepared.spec, tile.windows
     refined = refine(tile.probabilities, tile.tile, windows, spec=spec, crf=crf, processor=processor)
-    return label(refined, tile.tile.valid[windows.write.relative_to(windows.read).to_slices()])[0]
+    return classify(refined, tile.tile.valid[windows.write.relative_to(windows.read).to_slices()])[0]

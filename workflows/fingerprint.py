@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pipeline.engine.engines import choose_engine
 from pipeline.spec import ALGORITHM_VERSION, SegmentSpec
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ def hard_fields(spec: SegmentSpec, scene: SceneInfo) -> dict[str, Any]:
 
 def soft_fields(spec: SegmentSpec, engine: EngineSpec) -> dict[str, Any]:
     """Return the fields that may change a rounding but not the meaning: paths, device, precision, versions."""
-    versions = {name: metadata.version(name) for name in ("atrous", "torch", "numpy", "zarr", "rasterio")}
+    runs_network = choose_engine(engine)
+    libraries = ("atrous", "torch", "numpy", "zarr", "rasterio", *(("openvino",) if runs_network == "openvino" else ()))
+    versions = {name: metadata.version(name) for name in libraries}
     return _flatten(
         {
             "input": {"uri": str(Path(spec.scene.uri).resolve())},
@@ -57,6 +60,7 @@ def soft_fields(spec: SegmentSpec, engine: EngineSpec) -> dict[str, Any]:
                 else {"probabilities": {"path": str(Path(spec.probabilities_from).resolve())}}
             ),
             "device": engine.device if engine.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"),
+            "engine": runs_network,
             "precision": "fp32" if engine.precision == "auto" else engine.precision,
             "machine": platform.machine(),
             "version": versions,

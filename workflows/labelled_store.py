@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.classify import classify
 from pipeline.errors import SourceError, SpecError
-from pipeline.labels import label
 from pipeline.network.spec import ClassSpec
 from pipeline.scene import open_scene
 from pipeline.segment import BlockWindows, crf_lattice, recall
@@ -143,7 +143,7 @@ def read_labelled_tile(store: LabelledStore, index: tuple[int, int], *, halo_px:
     assert core is not None
     read = core.grow(halo_px).clip(lattice.shape)
     assert read is not None
-    windows = BlockWindows(shape=lattice.shape, write=core, predict=read, network=(), crf=(index,), read=read)
+    windows = BlockWindows(shape=lattice.shape, write=core, predict=read, network=(), shared={}, crf=(index,), read=read)
     with open_scene(store.prepared.spec.scene) as scene:
         tile = scene.read(read)
     inside = core.relative_to(read).to_slices()
@@ -167,7 +167,7 @@ def _network_labels(
     source = store.prepared.spec.probabilities_from
     if store.has_network_labels and source is not None:
         return read_store_labels(Path(source), window)
-    return label(probabilities, valid)[0]
+    return classify(probabilities, valid)[0]
 
 
 def _coding(path: Path, colors: LabelColors, classes: tuple[ClassSpec, ...]) -> LabelCoding:

@@ -1,4 +1,4 @@
-"""What will a run do, and what will it cost? Worked out from headers alone; only `calibrate` runs the network, once."""
+"""What will a run do, and what will it cost? Worked out from headers alone; only `calibrate` runs network and CRF, on a piece."""
 
 from __future__ import annotations
 
@@ -12,27 +12,35 @@ import numpy as np
 
 from pipeline import memory
 from pipeline.crf.tile import Processor, refine_tile
-from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import TorchEngine, batch_size, choose_device
+from pipeline.engine.engines import choose_engine, open_engine, predict_windows
+from pipeline.engine.torch_engine import choose_device, windows_at_once
 from pipeline.grid import Blocks
 from pipeline.network.checkpoint import load_network
 from pipeline.network.image_pooling import assemble
+from pipeline.normalise import normalise
+from pipeline.scene import open_scene, read_reflected
 from pipeline.segment import locate
 from pipeline.staging import needs_staging
-from workflows.cluster import ClusterSpec, Staffing, staff
+from pipeline.window import Window
+from workflows.cluster import ClusterSpec, Staffing, share_here, staff
+from workflows.worker import conversion_key
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pipeline.engine.protocol import EngineSpec
     from pipeline.memory import MemoryBound
-    from workflows.prepare import Prepared
+    from pipeline.scene import Tile
+    from pipeline.segment import BlockWindows
+    from workflows.prepare import Fits, Prepared
 
-_CRF_SAMPLE_PX = 512
-"""Side of the tile that is timed: from here on the time per pixel stays about the same."""
-_CRF_WARM_UP_PX = 32
-_GUIDE_PATCH_PX = 8
-_GUIDE_NOISE = 2.0
-"""The guide of the timed tile: patches of one colour, with noise of this deviation. pydensecrf takes as long for it as for imagery."""
+_SAMPLE_PX = 768
+"""Side of the piece of the scene that is timed: from here on the time per pixel stays about the same."""
+_SAMPLE_WINDOWS = 4
+"""Windows that each thread is timed on."""
+_WARM_UP_PX = 32
+_START_S = 5.0
+"""From the command to the first block: imports, workers, model. Measured 4 to 6 s on 2 cores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +52,7 @@ class Plan:
     n_blocks: int
     """Blocks."""
     n_windows: int
-    """Network windows that are run, those on the edges of blocks once per block."""
+    """Network windows that are run: each once where one process does all blocks, else those on the edges of blocks once per block."""
     n_crf_pixels: int
     """Pixels that go through the CRF, halos included."""
     memory: MemoryBound
@@ -53,6 +61,13 @@ class Plan:
     """Workers, threads and memory here."""
     stages: bool
     """Whether the scene is copied to a tiled file first."""
+    engine: str
+    """What runs the network: ``torch`` or ``openvino``."""
+
+    def describe_engine(self, engine: EngineSpec) -> str:
+        """Return what runs the network, in words."""
+        precision = "fp32" if engine.precision == "auto" else engine.precision
+        return f"{self.engine} {precision} on {choose_device(engine).type}"
 
     @property
     def n_pixels(self) -> int:
@@ -102,6 +117,8 @@ class Plan:
             "multiscale": {**spec.multiscale.to_dict(), "relative_cost": round(spec.multiscale.relative_cost, 3)},
             "image_pooling": self.prepared.network.image_pooling,
             "network_cost": round(self.network_cost, 3),
+            "engine": self.engine,
+            "reasons": list(self.prepared.reasons),
             "workers": {"n": self.staffing.n_workers, "threads": self.staffing.threads, "limit_bytes": self.staffing.limit_bytes},
             "memory": {
                 "bytes_per_worker": self.memory.total_bytes,
@@ -112,17 +129,35 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """How long a run will take, from one timed window."""
+    """How long a run will take, from a piece of the scene that was timed."""
 
     network_s: float
-    """Network, all windows, over all workers, s."""
+    """Network and blending, all windows, over all workers, s."""
     crf_s: float
     """CRF, all tiles, over all workers, s."""
+    start_s: float = _START_S
+    """Until the first block is begun, s."""
 
     @property
     def total_s(self) -> float:
-        """Both, s; reading and writing are small beside them."""
-        return self.network_s + self.crf_s
+        """All of them, s; reading and writing go on beside the computing."""
+        return self.network_s + self.crf_s + self.start_s
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the parts and the total, s."""
+        return {"start": self.start_s, "network": self.network_s, "crf": self.crf_s, "total": self.total_s}
+
+
+def fits_here(cluster: ClusterSpec, engine: EngineSpec) -> Fits:
+    """Return what tells whether a worker on this machine could hold a block; a running cluster is asked when the plan is made."""
+    if cluster.scheduler is not None:
+        return lambda *_: True
+    n_workers, threads, limit_bytes = share_here(cluster)
+    n_at_once = windows_at_once(dataclasses.replace(engine, threads=threads))
+    runs_network = choose_engine(engine)
+    return lambda spec, scene, model: (
+        memory.bound(spec, scene, model, n_at_once=n_at_once, engine=runs_network).total_bytes <= limit_bytes // n_workers
+    )
 
 
 def make_plan(prepared: Prepared, cluster: ClusterSpec, engine: EngineSpec, *, n_blocks_left: int | None = None) -> Plan:
@@ -132,13 +167,13 @@ def make_plan(prepared: Prepared, cluster: ClusterSpec, engine: EngineSpec, *, n
     left = len(blocks) if n_blocks_left is None else n_blocks_left
 
     def bound_of(threads: int) -> MemoryBound:
-        windows = batch_size(dataclasses.replace(engine, threads=threads))
-        return memory.bound(spec, scene, prepared.model, batch_size=windows)
+        n_at_once = windows_at_once(dataclasses.replace(engine, threads=threads))
+        return memory.bound(spec, scene, prepared.model, n_at_once=n_at_once, engine=choose_engine(engine))
 
     staffing = staff(cluster, n_blocks=left, bytes_of=lambda threads: bound_of(threads).total_bytes)
     bound = bound_of(staffing.threads)
     bound.check(staffing.limit_bytes)
-    n_windows, n_crf_pixels = _count(blocks, prepared)
+    n_windows, n_crf_pixels = _count(blocks, prepared, once=staffing.n_workers == 1)
     return Plan(
         prepared=prepared,
         n_blocks=len(blocks),
@@ -147,63 +182,75 @@ def make_plan(prepared: Prepared, cluster: ClusterSpec, engine: EngineSpec, *, n
         memory=bound,
         staffing=staffing,
         stages=needs_staging(scene),
+        engine=choose_engine(engine),
     )
 
 
 def calibrate(plan: Plan, engine: EngineSpec) -> Estimate:
-    """Time one network window and one small CRF tile on this machine, and scale up."""
+    """Time the network and the CRF on a piece from the middle of the scene, on this machine, and scale up; about ten seconds."""
     prepared, threads = plan.prepared, plan.staffing.threads
-    model, network = load_network(Path(prepared.spec.model_path))
+    spec = prepared.spec
+    engine = dataclasses.replace(engine, threads=threads)
+    model, network = load_network(Path(spec.model_path))
     mode = prepared.network.image_pooling
-    system = assemble(network, prepared.spec.multiscale, mode="window" if mode == "global" else mode)  # they cost the same
-    runner = TorchEngine(system, EngineSpec(device=engine.device, precision=engine.precision, threads=threads))
-    side = prepared.spec.grid.window_px
-    noise = np.random.default_rng(0).normal(size=(runner.batch_size, len(model.bands), side, side)).astype(np.float32)
-    runner.predict(noise)
+    system = assemble(network, spec.multiscale, mode="window" if mode == "global" else mode)  # they cost the same
+    runner = open_engine(system, engine, window_px=spec.grid.window_px, cache_key=conversion_key(spec))
+    with open_scene(spec.scene) as scene:
+        tile = read_reflected(scene, _middle(prepared.scene.shape, max(_SAMPLE_PX, spec.grid.window_px)))
+    window = dataclasses.replace(tile.window, height=spec.grid.window_px, width=spec.grid.window_px)
+    pixels = normalise(tile, window, stretch=spec.stretch, model=model)[np.newaxis]
+    predict_windows(runner, pixels)
+    n_windows = _SAMPLE_WINDOWS * windows_at_once(engine)
     started = time.perf_counter()
-    probabilities = runner.predict(noise)
-    window_s = (time.perf_counter() - started) / runner.batch_size
+    probabilities = predict_windows(runner, np.repeat(pixels, n_windows, axis=0))[0]
+    window_s = (time.perf_counter() - started) / n_windows
     return Estimate(
         network_s=plan.n_windows * window_s / plan.staffing.n_workers,
-        crf_s=plan.n_crf_pixels * _crf_seconds_per_pixel(plan, probabilities[0], engine) / plan.staffing.n_workers,
+        crf_s=plan.n_crf_pixels * _crf_seconds_per_pixel(plan, tile, probabilities, engine) / plan.staffing.n_workers,
     )
 
 
-def _crf_seconds_per_pixel(plan: Plan, probabilities: NDArray[np.float32], engine: EngineSpec) -> float:
-    crf = plan.prepared.spec.crf
-    if crf is None:
+def _middle(shape: tuple[int, int], side_px: int) -> Window:
+    """Return the square in the middle of a scene; it may reach past a small one."""
+    return Window(row_off=(shape[0] - side_px) // 2, col_off=(shape[1] - side_px) // 2, height=side_px, width=side_px)
+
+
+def _crf_seconds_per_pixel(plan: Plan, tile: Tile, probabilities: NDArray[np.float32], engine: EngineSpec) -> float:
+    spec = plan.prepared.spec
+    if spec.crf is None:
         return 0.0
-    crf = dataclasses.replace(crf, absent_below=0.0, skip_above=1.0)  # what they save depends on the scene
+    crf = dataclasses.replace(spec.crf, absent_below=0.0, skip_above=1.0)  # what they save differs from place to place
     processor = Processor(threads=plan.staffing.threads, device=str(choose_device(engine)))
-    side = _CRF_SAMPLE_PX
+    side = _SAMPLE_PX
     repeats = -(-side // probabilities.shape[1])
     sample = np.ascontiguousarray(np.tile(probabilities, (1, repeats, repeats))[:, :side, :side])
-    guide = _sample_guide(len(plan.prepared.model.bands), side)
-    valid = np.ones((side, side), bool)
-    small = np.s_[..., :_CRF_WARM_UP_PX, :_CRF_WARM_UP_PX]
+    guide, valid = spec.stretch.apply(tile.pixels[:, :side, :side]), np.ones((side, side), bool)
+    small = np.s_[..., :_WARM_UP_PX, :_WARM_UP_PX]
     refine_tile(sample[small], guide[small], valid[small], crf, processor=processor)  # compiles
     started = time.perf_counter()
     refine_tile(sample, guide, valid, crf, processor=processor)
-    return (time.perf_counter() - started) / side**2
+    elapsed = time.perf_counter() - started
+    return elapsed / float(side**2)
 
 
-def _sample_guide(n_bands: int, side: int) -> NDArray[np.float32]:
-    rng = np.random.default_rng(0)
-    n_patches = side // _GUIDE_PATCH_PX
-    patches = rng.uniform(0, 255, (n_bands, n_patches, n_patches)).repeat(_GUIDE_PATCH_PX, 1).repeat(_GUIDE_PATCH_PX, 2)
-    return (patches + rng.normal(0, _GUIDE_NOISE, patches.shape)).clip(0, 255).astype(np.float32)
+def _count(blocks: Blocks, prepared: Prepared, *, once: bool) -> tuple[int, int]:
+    """Count windows and CRF pixels over all blocks; rows and columns are independent, so a million blocks take two short loops.
 
-
-def _count(blocks: Blocks, prepared: Prepared) -> tuple[int, int]:
-    """Count windows and CRF pixels over all blocks; rows and columns are independent, so a million blocks take two short loops."""
+    ``once``: windows on the edges of blocks are kept for the next block.
+    """
     spec, shape = prepared.spec, prepared.scene.shape
     rows = [locate((row, 0), shape=shape, spec=spec) for row in range(blocks.n_rows)]
     cols = [locate((0, col), shape=shape, spec=spec) for col in range(blocks.n_cols)]
-    n_rows = sum(len({index[0] for index in windows.network}) for windows in rows)
-    n_cols = sum(len({index[1] for index in windows.network}) for windows in cols)
+    n_windows = _n_indices(rows, 0, once=once) * _n_indices(cols, 1, once=once)
     if spec.crf is None:
-        return n_rows * n_cols, 0
+        return n_windows, 0
     side = spec.crf.tile_px + 2 * spec.crf.halo_px
     crf_rows = sum(len({index[0] for index in windows.crf}) * min(side, shape[0]) for windows in rows)
     crf_cols = sum(len({index[1] for index in windows.crf}) * min(side, shape[1]) for windows in cols)
-    return n_rows * n_cols, crf_rows * crf_cols
+    return n_windows, crf_rows * crf_cols
+
+
+def _n_indices(blocks: list[BlockWindows], axis: int, *, once: bool) -> int:
+    """Count the rows (columns) of network windows that a column (row) of blocks touches."""
+    touched = [{index[axis] for index in windows.network} for windows in blocks]
+    return len(set().union(*touched)) if once else sum(map(len, touched))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,18 +13,23 @@ from pipeline.errors import SourceError, SpecError
 from pipeline.network.checkpoint import file_sha256, read_model_spec
 from pipeline.network.image_pooling import with_image_pooling
 from pipeline.network.models import DEFAULT_MODEL, find_model, resolve_model
-from pipeline.network.multiscale import check_scales, unit_px
+from pipeline.network.multiscale import check_scales
 from pipeline.network.receptive_field import margin_px
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch, estimate_stretch
+from workflows.choose_grid import LARGEST_BLOCK_PX, GridRequest, complete, coverage, smaller_ones
 from workflows.crf_request import CrfRequest, choose
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from pipeline.crf.energy import CrfSpec
     from pipeline.network.choices import Fusion, ImagePooling
     from pipeline.network.spec import ModelSpec, NetworkSpec
+
+    Fits = Callable[[SegmentSpec, SceneInfo, ModelSpec], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,10 +46,8 @@ class Request:
     """Value that means nodata, in place of the scene's own."""
     stretch: tuple[float, float] | None = None
     """Scene values that become 0 and 255 for every band; None: as they are for u1, else the 2nd and 98th percentile of each band."""
-    grid: GridSpec = field(default_factory=GridSpec)
-    """Windows and blocks."""
-    overlap_is_default: bool = True
-    """Whether the overlap may be replaced by what ``exact`` needs."""
+    grid: GridRequest | GridSpec = field(default_factory=GridRequest)
+    """Windows and blocks; what is left open is chosen for the scene and the model."""
     scales: tuple[float, ...] | None = None
     """Scales at which the network sees every window; None: as the model says."""
     flip: bool | None = None
@@ -70,6 +74,8 @@ class Prepared:
     """The model's metadata."""
     crf_origin: str | None = None
     """Where the CRF's values come from, in words; None: without CRF, or not known any more."""
+    reasons: tuple[str, ...] = ()
+    """Why windows and blocks are as they are, one sentence each; empty where nothing was chosen."""
 
     @property
     def network(self) -> NetworkSpec:
@@ -77,8 +83,11 @@ class Prepared:
         return with_image_pooling(self.model.network, self.spec.image_pooling)
 
 
-def prepare(request: Request) -> Prepared:
-    """Check a request against the scene's header and the model, and complete it."""
+def prepare(request: Request, *, fits: Fits = lambda *_: True) -> Prepared:
+    """Check a request against the scene's header and the model, and complete it.
+
+    ``fits`` tells whether a worker could hold a block of a spec; windows and blocks that were left open are made smaller until it can.
+    """
     if request.crf is not None:
         backend(request.crf.backend).require()
     path = resolve_model(request.model)
@@ -97,18 +106,22 @@ def prepare(request: Request) -> Prepared:
     multiscale = _multiscale(request, model)
     network = with_image_pooling(model.network, request.image_pooling)
     crf, crf_origin = (None, None) if request.crf is None else choose(request.crf, model)
-    spec = SegmentSpec(
+    block_unit = _block_unit(request, crf)
+    grids = _grids(request.grid, shape=info.shape, network=network, multiscale=multiscale, block_unit_px=block_unit)
+    first = SegmentSpec(
         scene=source,
         model_path=str(path),
         model_sha256=file_sha256(path),
         stretch=stretch,
-        grid=_grid(request, network, multiscale),
+        grid=next(grids),
         multiscale=multiscale,
         image_pooling=network.image_pooling,
         crf=crf,
         output=request.output,
     )
-    return Prepared(spec=spec, scene=info, model=model, crf_origin=crf_origin)
+    spec = next((one for one in _with_grids(first, grids) if fits(one, info, model)), first)
+    _check_grid(spec.grid, network, multiscale)
+    return Prepared(spec=spec, scene=info, model=model, crf_origin=crf_origin, reasons=_reasons(request, spec, first, info))
 
 
 def reopen(spec: SegmentSpec) -> Prepared:
@@ -150,14 +163,39 @@ def _multiscale(request: Request, model: ModelSpec) -> MultiScaleSpec:
     )
 
 
-def _grid(request: Request, network: NetworkSpec, multiscale: MultiScaleSpec) -> GridSpec:
-    grid, margin = request.grid, margin_px(network, multiscale)
-    if grid.blend == "exact" and request.overlap_is_default and margin is not None:
-        unit = unit_px(multiscale, network.output_stride)
-        overlap = -(-2 * margin // unit) * unit
-        if overlap < grid.window_px:
-            grid = dataclasses.replace(grid, overlap_px=overlap)
-    check_grid(grid, output_stride=network.output_stride, margin_px=margin, alignment=network.alignment)
+def _block_unit(request: Request, crf: CrfSpec | None) -> int:
+    """Return what a block should be a multiple of, px: the piece that is written at once, and the CRF's tiles, so that none is shared."""
+    unit = request.output.write_unit_px
+    whole_tiles = math.lcm(unit, crf.tile_px) if crf is not None else unit
+    return whole_tiles if whole_tiles <= LARGEST_BLOCK_PX else unit
+
+
+def _grids(
+    asked: GridRequest | GridSpec,
+    *,
+    shape: tuple[int, int],
+    network: NetworkSpec,
+    multiscale: MultiScaleSpec,
+    block_unit_px: int,
+) -> Iterator[GridSpec]:
+    """Yield the grid that suits best, and after it those that need less memory."""
+    if isinstance(asked, GridSpec):
+        yield asked
+        return
+    for request, largest_px in [(asked, None), *smaller_ones(asked, block_unit_px=block_unit_px)]:
+        yield complete(
+            request, shape=shape, network=network, multiscale=multiscale, block_unit_px=block_unit_px, largest_px=largest_px
+        )
+
+
+def _with_grids(first: SegmentSpec, others: Iterator[GridSpec]) -> Iterator[SegmentSpec]:
+    yield first
+    for grid in others:
+        yield dataclasses.replace(first, grid=grid)
+
+
+def _check_grid(grid: GridSpec, network: NetworkSpec, multiscale: MultiScaleSpec) -> None:
+    check_grid(grid, output_stride=network.output_stride, margin_px=margin_px(network, multiscale), alignment=network.alignment)
     check_scales(
         multiscale,
         window_px=grid.window_px,
@@ -165,4 +203,24 @@ def _grid(request: Request, network: NetworkSpec, multiscale: MultiScaleSpec) ->
         output_stride=network.output_stride,
         exact=grid.blend == "exact",
     )
-    return grid
+
+
+def _reasons(request: Request, spec: SegmentSpec, first: SegmentSpec, scene: SceneInfo) -> tuple[str, ...]:
+    asked, grid = request.grid, spec.grid
+    if isinstance(asked, GridSpec):
+        return ()
+    times = coverage(scene.shape, window_px=grid.window_px, overlap_px=grid.overlap_px)
+    short = " (smaller than suits best: memory is short)"
+    pieces = "whole chunks" if spec.crf is None else "whole chunks and CRF tiles"
+    window = f"window {grid.window_px} px: covers the scene {times:.2f} times"
+    block = f"block {grid.block_px} px: {pieces}"
+    chosen = [
+        (asked.window_px is None, window + short * (grid.window_px < first.grid.window_px)),
+        (asked.overlap_px is None, f"overlap {grid.overlap_px} px: {_why_overlap(grid)}"),
+        (asked.block_px is None, block + short * (grid.block_px < first.grid.block_px)),
+    ]
+    return tuple(sentence for is_open, sentence in chosen if is_open)
+
+
+def _why_overlap(grid: GridSpec) -> str:
+    return "twice the margin of the network" if grid.blend == "exact" else "where windows meet, both see the ground around them"

@@ -18,16 +18,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.crf.tile import Processor
-from pipeline.engine.torch_engine import TorchEngine, choose_device
+from pipeline.engine.engines import open_engine
+from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import BlockError, WeightsError
 from pipeline.grid import Blocks
+from pipeline.memory import BLOCKS_AT_ONCE, seen_windows_bytes
 from pipeline.network.checkpoint import file_sha256, load_network, read_model_spec
 from pipeline.network.image_pooling import assemble
 from pipeline.network.models import find_model
-from pipeline.scene import Scene, SceneSpec, open_scene
+from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene
+from pipeline.seen_windows import SeenWindows
 from pipeline.segment import segment_block
 from pipeline.spec import SegmentSpec, json_digest
 from pipeline.store import write_block
+from pipeline.workplace import Workplace
 from workflows.events import BlockIndex, BlockReceipt
 from workflows.run_state import RunPaths
 
@@ -43,6 +47,9 @@ if TYPE_CHECKING:
 
 _local = threading.local()
 _loading = threading.Lock()
+_turn = threading.Lock()
+"""Held by the block that computes: its stages use all threads of the process."""
+_slots = threading.BoundedSemaphore(BLOCKS_AT_ONCE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +73,25 @@ class BlockJob:
 
 
 def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1) -> BlockReceipt:
-    """Segment the block ``index``, write it, and return when its bytes are durable."""
+    """Segment the block ``index``, write it, and return when its bytes are durable.
+
+    Of several threads of a process two do a block at a time: one computes, the other reads or writes.
+    """
+    with _slots:
+        return _process(job, index, attempt)
+
+
+def _process(job: BlockJob, index: BlockIndex, attempt: int) -> BlockReceipt:
     started = time.perf_counter()
     engine, model = load_engine(job.spec, job.engine)
     scene = _scene(job)
     processor = _processor(job)
-    result = segment_block(index, scene=scene, engine=engine, model=model, spec=job.spec, processor=processor)
-    _check_still_ours(job)
-    window = Blocks(shape=scene.info.shape, block_px=job.spec.grid.block_px).window(index)
-    chunks = () if result is None else write_block(Path(job.out), window, _arrays(result))
+    workplace = Workplace(processor=processor, seen=_seen_windows(job, scene.info), turn=_turn)
+    result = segment_block(index, scene=scene, engine=engine, model=model, spec=job.spec, workplace=workplace)
+    with workplace.clock.stage("write"):
+        _check_still_ours(job)
+        window = Blocks(shape=scene.info.shape, block_px=job.spec.grid.block_px).window(index)
+        chunks = () if result is None else write_block(Path(job.out), window, _arrays(result))
     return BlockReceipt(
         block=index,
         state="nodata" if result is None else "done",
@@ -85,6 +102,7 @@ def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1) -> Bloc
         device=processor.device if engine is None else engine.device,
         host=socket.gethostname(),
         attempt=attempt,
+        stage_s=workplace.clock.seconds,
     )
 
 
@@ -94,11 +112,20 @@ def load_engine(spec: SegmentSpec, engine: EngineSpec) -> tuple[Engine | None, M
         return None, _read_model(spec.model_path)
     system = (spec.multiscale, spec.image_pooling, spec.scene_means)
     with _loading:
-        return _load_engine(spec.model_path, spec.model_sha256, system, engine)
+        return _load_engine(spec.model_path, spec.model_sha256, system, engine, (spec.grid.window_px, conversion_key(spec)))
+
+
+def conversion_key(spec: SegmentSpec) -> str | None:
+    """Return what names the network as a run of ``spec`` uses it, for a cache of conversions; None where it is of this scene only."""
+    if spec.scene_means:
+        return None
+    return json_digest([spec.model_sha256, spec.multiscale.to_dict(), spec.image_pooling])
 
 
 @lru_cache(maxsize=1)
-def _load_engine(given: str, sha256: str, system: _System, engine: EngineSpec) -> tuple[Engine, ModelSpec]:
+def _load_engine(
+    given: str, sha256: str, system: _System, engine: EngineSpec, windows: tuple[int, str | None]
+) -> tuple[Engine, ModelSpec]:
     path = find_model(given)
     if (found := file_sha256(path)) != sha256:
         raise WeightsError(
@@ -107,7 +134,9 @@ def _load_engine(given: str, sha256: str, system: _System, engine: EngineSpec) -
         )
     model, network = load_network(path)
     multiscale, mode, scene_means = system
-    return TorchEngine(assemble(network, multiscale, mode=mode, scene_means=scene_means), engine), model
+    assembled = assemble(network, multiscale, mode=mode, scene_means=scene_means)
+    window_px, cache_key = windows
+    return open_engine(assembled, engine, window_px=window_px, cache_key=cache_key), model
 
 
 @lru_cache(maxsize=1)
@@ -120,6 +149,17 @@ def _processor(job: BlockJob) -> Processor:
     crf = job.spec.crf
     device = str(choose_device(job.engine)) if crf is not None and crf.backend == "torch" else "cpu"
     return Processor(threads=job.engine.threads, device=device)
+
+
+def _seen_windows(job: BlockJob, scene: SceneInfo) -> SeenWindows:
+    """Return what this process keeps of the network windows of a run."""
+    with _loading:
+        return _keep_seen_windows(job.run_id, seen_windows_bytes(job.spec, scene, _read_model(job.spec.model_path)))
+
+
+@lru_cache(maxsize=1)
+def _keep_seen_windows(_run_id: str, limit_bytes: int) -> SeenWindows:
+    return SeenWindows(limit_bytes)
 
 
 def _scene(job: BlockJob) -> Scene:

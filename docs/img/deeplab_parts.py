@@ -77,7 +77,7 @@ def draw_msc(network: DeepLab) -> None:
     sheet.arrow((scores.x, joined.top[1]), scores.bottom)
     logits = sheet.box(Box(x=scores.x, y=35, width=90, height=42, text="logits at\nevery pixel", colour=GREEN), size=10.5)
     sheet.arrow(scores.top, logits.bottom)
-    sheet.text((scores.x - 6, 110), f"bilinear,\nx {network.score_stride}", size=11, anchor="rm")
+    sheet.text((scores.x - 6, 110), f"bilinear,\nx {network.spec.score_stride}", size=11, anchor="rm")
     sheet.text((20, 300), "Where they are joined, all have stride 8. Orange: the layers that MSc adds.", size=12)
     sheet.save("msc.png")
 
@@ -116,7 +116,7 @@ def draw_aspp(network: DeepLab) -> None:
             y=165,
             width=90,
             height=60,
-            text=f"1 x 1\n{network.classifier.out_channels} classes\nthen x {network.score_stride}",
+            text=f"1 x 1\n{network.classifier.out_channels} classes\nthen x {network.spec.score_stride}",
             colour=GREEN,
         ),
         size=10.5,
@@ -156,7 +156,7 @@ def draw_decoder(network: DeepLab) -> None:
         Box(x=360, y=200, width=124, height=48, text=f"concatenate\n{n_reduced} + {spec.aspp_channels}", colour=GREY), size=11
     )
     sheet.arrow(reduce.right, joined.left)
-    factor = spec.output_stride // network.score_stride
+    factor = spec.output_stride // network.spec.score_stride
     sheet.arrow(context.bottom, (context.x, 130), (joined.x, 130), joined.top)
     sheet.text((445, 136), f"bilinear, x {factor}", size=11, anchor="ma")
     n_refine = len(decoder.refine)
@@ -169,7 +169,7 @@ def draw_decoder(network: DeepLab) -> None:
     sheet.arrow(joined.right, refine.left)
     sheet.arrow(refine.right, scores.left)
     sheet.arrow(scores.top, logits.bottom)
-    sheet.text((698, 130), f"bilinear, x {network.score_stride}", size=11, anchor="lm")
+    sheet.text((698, 130), f"bilinear, x {network.spec.score_stride}", size=11, anchor="lm")
     sheet.text((20, 12), "encoder", size=13)
     sheet.text((20, 200), "decoder", size=13, anchor="lm")
     sheet.save("decoder.png")

@@ -18,10 +18,10 @@ import numpy as np
 
 from pipeline.crf import mean_field
 from pipeline.crf.energy import MIN_PROBABILITY
-from pipeline.crf.lanes import N_LANES
 from pipeline.crf.lattice import N_CHUNKS, Lattice, embed, unembedded
 from pipeline.crf.norms import normalise_weights, smoothness_norm
 from pipeline.crf.smoothness import taps
+from pipeline.lanes import N_LANES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.crf.compiled import compiled
-from pipeline.crf.lanes import (
+from pipeline.compiled import compiled
+from pipeline.crf.phase import elevation, phase
+from pipeline.errors import SpecError
+from pipeline.lanes import (
     N_LANES,
     add,
     broadcast,
@@ -33,8 +35,6 @@ from pipeline.crf.lanes import (
     store,
     subtract,
 )
-from pipeline.crf.phase import elevation, phase
-from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

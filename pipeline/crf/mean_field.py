@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import float32
 
-from pipeline.crf.compiled import compiled
-from pipeline.crf.lanes import (
+from pipeline.compiled import compiled
+from pipeline.crf.lattice import AHEAD, PART_PX
+from pipeline.lanes import (
     N_LANES,
     add,
     broadcast,
@@ -34,7 +35,6 @@ from pipeline.crf.lanes import (
     subtract,
     total,
 )
-from pipeline.crf.lattice import AHEAD, PART_PX
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import float32
 
-from pipeline.crf.compiled import compiled
+from pipeline.compiled import compiled
 from pipeline.crf.lattice import N_CHUNKS, PART_PX
 
 if TYPE_CHECKING:

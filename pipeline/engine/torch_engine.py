@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -11,12 +12,17 @@ import torch
 
 from pipeline.errors import SpecError
 from pipeline.network.fold import fold_batch_norm
+from pipeline.ordered import map_ahead
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from numpy.typing import NDArray
-    from torch import nn
 
     from pipeline.engine.protocol import EngineSpec, Precision
+    from pipeline.network.multiscale import MultiScale
+
+    Windows = Iterable[Callable[[], NDArray[np.float32]]]
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CUDA_BATCH = 4
@@ -27,13 +33,15 @@ class TorchEngine:
     """One network on one device.
 
     On the CPU every window runs in a thread of its own, with one thread per operation: oneDNN splits sums differently for another
-    number of threads, and the labels would depend on the machine's cores in the last bit.
+    number of threads, and the labels would depend on the machine's cores in the last bit. On CUDA the next batch is normalised and
+    copied while the device is busy with one.
     """
 
-    def __init__(self, network: nn.Module, spec: EngineSpec) -> None:
+    def __init__(self, network: MultiScale, spec: EngineSpec) -> None:
         self._device = choose_device(spec)
-        self._dtype = _DTYPES["fp32" if spec.precision == "auto" else spec.precision]
-        self._batch_size = batch_size(spec)
+        self._precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
+        self._batch_size = windows_at_once(spec)
+        self.cells = network.cells
         self._network = fold_batch_norm(network.eval()).to(self._device)
         for parameter in self._network.parameters():
             if parameter.dim() == 4:
@@ -41,39 +49,50 @@ class TorchEngine:
         if self._device.type == "cpu":
             self._threads = ThreadPoolExecutor(self._batch_size, initializer=torch.set_num_threads, initargs=(1,))
         else:  # the same algorithm on every call, or the same window would get other bytes
+            self._threads = ThreadPoolExecutor(1)
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.deterministic = True
             torch.backends.cudnn.allow_tf32 = False
 
     @property
-    def batch_size(self) -> int:
-        """Windows per call: one per thread on the CPU, 4 on CUDA."""
-        return self._batch_size
+    def name(self) -> str:
+        """``torch`` and the precision."""
+        return f"torch {self._precision}"
 
     @property
     def device(self) -> str:
         """``cpu``, ``cuda``, ``cuda:1`` ..."""
         return str(self._device)
 
-    def predict(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return (n, classes, height, width) float32 probabilities of (n, bands, height, width) float32 windows."""
+    def scores(self, windows: Windows) -> Iterator[NDArray[np.float32]]:
+        """Yield (classes, rows, columns) float32 scores of normalised (bands, height, width) float32 windows, in their order."""
         if self._device.type == "cpu":
-            return np.concatenate(list(self._threads.map(self._forward, batch[:, np.newaxis])))
-        n = batch.shape[0]
-        padding = np.zeros((self._batch_size - n, *batch.shape[1:]), np.float32)
-        return self._forward(np.concatenate([batch, padding]))[:n]
+            yield from map_ahead(
+                self._threads, lambda load: self._score(load()[np.newaxis])[0], windows, ahead=2 * self._batch_size
+            )
+            return
+        for batch, n in map_ahead(self._threads, self._to_device, _batches(windows, self._batch_size), ahead=2):
+            yield from self._forward(batch)[:n]
 
-    def _forward(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _to_device(self, windows: tuple[Callable[[], NDArray[np.float32]], ...]) -> tuple[torch.Tensor, int]:
+        """Return a batch of always the same shape on the device, and how many of its windows are real."""
+        loaded = [window() for window in windows]
+        batch = torch.zeros(self._batch_size, *loaded[0].shape)
+        batch[: len(loaded)] = torch.from_numpy(np.stack(loaded))
+        return batch.pin_memory().to(self._device, memory_format=torch.channels_last, non_blocking=True), len(loaded)
+
+    def _score(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._forward(torch.from_numpy(batch).to(self._device, memory_format=torch.channels_last))
+
+    def _forward(self, batch: torch.Tensor) -> NDArray[np.float32]:
         with torch.inference_mode(), self._autocast():
-            windows = torch.from_numpy(batch).to(self._device, memory_format=torch.channels_last)
-            probabilities = torch.softmax(self._network(windows).float(), dim=1)
-            result: NDArray[np.float32] = probabilities.cpu().contiguous().numpy()
+            result: NDArray[np.float32] = self._network.score(batch).float().cpu().contiguous().numpy()
         return result
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self._dtype is torch.float32:
+        if self._precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self._device.type, self._dtype)
+        return torch.autocast(self._device.type, _DTYPES[self._precision])
 
 
 def choose_device(spec: EngineSpec) -> torch.device:
@@ -87,6 +106,12 @@ def choose_device(spec: EngineSpec) -> torch.device:
     return torch.device("cuda" if available and spec.device != "cpu" else "cpu")
 
 
-def batch_size(spec: EngineSpec) -> int:
-    """Return the windows per call that an engine of ``spec`` would have here, without loading anything."""
+def windows_at_once(spec: EngineSpec) -> int:
+    """Return how many windows an engine of ``spec`` would see at once here, without loading anything."""
     return spec.threads if choose_device(spec).type == "cpu" else _CUDA_BATCH
+
+
+def _batches(windows: Windows, size: int) -> Iterator[tuple[Callable[[], NDArray[np.float32]], ...]]:
+    rest = iter(windows)
+    while batch := tuple(itertools.islice(rest, size)):
+        yield batch

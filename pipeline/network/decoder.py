@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from pipeline.network.convolution import ConvNormActivation, context_convolution, convolution
 from pipeline.network.resize import upsample
+from pipeline.network.spec import LOW_LEVEL_STRIDE
 
 if TYPE_CHECKING:
     from pipeline.network.spec import NetworkSpec
-
-LOW_LEVEL_STRIDE = 4
-"""Input pixels per cell of the low-level features."""
 
 
 class Decoder(nn.Module):

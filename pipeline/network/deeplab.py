@@ -20,7 +20,7 @@ from torch.nn import functional
 from pipeline.network.aspp import ASPP
 from pipeline.network.backbones import backbone_entry
 from pipeline.network.convolution import context_convolution
-from pipeline.network.decoder import LOW_LEVEL_STRIDE, Decoder
+from pipeline.network.decoder import Decoder
 from pipeline.network.resize import upsample
 from pipeline.network.score_branches import ScoreBranches
 
@@ -56,11 +56,6 @@ class DeepLab(nn.Module):
             self.decoder = Decoder(n_low_level=backbone.low_level_channels, n_context=n_context, spec=spec)
         self.classifier = nn.Conv2d(n_context if self.decoder is None else spec.decoder_channels, spec.n_classes, 1)
 
-    @property
-    def score_stride(self) -> int:
-        """Input pixels per cell of the scores: that of the decoder where there is one, else the output stride."""
-        return LOW_LEVEL_STRIDE if self.spec.architecture == "deeplabv3plus" else self.spec.output_stride
-
     def forward(self, x: Tensor, scene_mean: Tensor | None = None) -> Tensor:
         """Map normalised (N, bands, H, W) float32 to logits (N, classes, H, W) of the same type.
 
@@ -68,10 +63,10 @@ class DeepLab(nn.Module):
         the window's own mean in the image-level branch (`Features.high_level` averaged over the whole scene).
         """
         height, width = x.shape[-2:]
-        return upsample(self.score(x, scene_mean), self.score_stride, self.spec.alignment)[..., :height, :width]
+        return upsample(self.score(x, scene_mean), self.spec.score_stride, self.spec.alignment)[..., :height, :width]
 
     def score(self, x: Tensor, scene_mean: Tensor | None = None) -> Tensor:
-        """Map (N, bands, H, W) to the scores before the last upsampling, one cell per `score_stride` pixels."""
+        """Map (N, bands, H, W) to the scores before the last upsampling, one cell per `NetworkSpec.score_stride` pixels."""
         features = self.features(x)
         if self.head is not None:
             scored: Tensor = self.head(features)

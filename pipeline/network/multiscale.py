@@ -22,11 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import SpecError
+from pipeline.network.cells import cells_of
 from pipeline.network.resize import resize_bilinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pipeline.network.cells import Cells
     from pipeline.network.deeplab import DeepLab
     from pipeline.network.spec import MultiScaleSpec
 
@@ -58,7 +60,7 @@ class MultiScale(nn.Module):
 
         For ``max`` these are scores, for ``mean`` the logarithms of the mean probabilities.
         """
-        size = (x.shape[-2], x.shape[-1])
+        size = (int(x.shape[-2]), int(x.shape[-1]))  # plain numbers also for a tracer
         answers = (resize_to(self._logits(x, index), size) for index in range(len(self.views)))
         if len(self.views) == 1:
             return next(answers)
@@ -66,6 +68,17 @@ class MultiScale(nn.Module):
             return _fold(torch.maximum, answers)
         summed = _fold(torch.add, (torch.softmax(_full_precision(answer), dim=1) for answer in answers))
         return torch.log(summed / len(self.views) + torch.finfo(summed.dtype).tiny)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Map normalised (N, bands, H, W) float32 to scores that lie over the pixels as `cells` says; their softmax is the answer."""
+        if not self.multiscale.is_single:
+            return self.forward(x)
+        return self.network.score(x, None if self.scene_means is None else self.scene_means[0])
+
+    @property
+    def cells(self) -> Cells:
+        """How the scores lie over the pixels."""
+        return cells_of(self.network.spec, self.multiscale)
 
     @property
     def views(self) -> tuple[tuple[float, bool], ...]:
@@ -76,7 +89,7 @@ class MultiScale(nn.Module):
         """Return what the network sees of ``x`` (N, bands, H, W) the ``index``-th time."""
         scale, flip = self.views[index]
         stride = self.network.spec.output_stride
-        size = (scaled_px(x.shape[-2], scale, stride), scaled_px(x.shape[-1], scale, stride))
+        size = (scaled_px(int(x.shape[-2]), scale, stride), scaled_px(int(x.shape[-1]), scale, stride))
         resized = x if scale == 1 else resize_to(x, size)
         return resized.flip(-1) if flip else resized
 
@@ -101,7 +114,7 @@ def _fold(join: Callable[[Tensor, Tensor], Tensor], answers: Iterator[Tensor]) -
 
 def resize_to(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Return ``x`` at ``size`` (height, width), itself where it has that size."""
-    return x if (x.shape[-2], x.shape[-1]) == size else resize_bilinear(x, size)
+    return x if (int(x.shape[-2]), int(x.shape[-1])) == size else resize_bilinear(x, size)
 
 
 def scaled_px(side_px: int, scale: float, output_stride: int) -> int:

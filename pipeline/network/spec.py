@@ -20,6 +20,8 @@ from pipeline.network.keys import check_keys
 
 MAX_CLASSES = 255
 """Labels are one byte and 255 means nodata."""
+LOW_LEVEL_STRIDE = 4
+"""Input pixels per cell of the low-level features, which v3+ joins with the context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +155,11 @@ class NetworkSpec:
     def has_aspp(self) -> bool:
         """Whether branches are concatenated and projected (v3 without cascade, v3+)."""
         return not self.has_score_branches and not self.cascade_blocks
+
+    @property
+    def score_stride(self) -> int:
+        """Input pixels per cell of the scores: that of the decoder where there is one, else the output stride."""
+        return LOW_LEVEL_STRIDE if self.architecture == "deeplabv3plus" else self.output_stride
 
     @property
     def effective_atrous_rates(self) -> tuple[int, ...]:

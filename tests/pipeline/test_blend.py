@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.blend import Blender, axis_weights, check_grid
 from pipeline.errors import SpecError
 from pipeline.grid import Lattice
+from pipeline.network.cells import Cells
+from pipeline.network.resize import upsample
 from pipeline.spec import GridSpec
 from pipeline.window import Window
 
@@ -34,9 +37,9 @@ def probabilities_of(lattice, *, n_classes=3):
 
 
 def blended(target, lattice, blend, windows):
-    blender = Blender(target, lattice, n_classes=3, blend=blend)
+    blender = Blender(target, lattice, n_classes=3, blend=blend, cells=Cells())
     for index in lattice.touching(target):
-        blender.add(index, windows[index])
+        blender.add(index, np.log(windows[index]))
     return blender.result()
 
 
@@ -131,19 +134,43 @@ def test_a_part_of_the_scene_gets_the_bytes_that_the_whole_scene_gets(lattice, b
 
 def test_a_window_beside_the_target_changes_nothing():
     lattice = Lattice(shape=(8, 40), size_px=8, step_px=6)
-    blender = Blender(Window(row_off=0, col_off=0, height=8, width=6), lattice, n_classes=2, blend="taper")
+    blender = Blender(Window(row_off=0, col_off=0, height=8, width=6), lattice, n_classes=2, blend="taper", cells=Cells())
     blender.add((0, 3), np.ones((2, 8, 8), np.float32))
     assert not blender.result().any()
 
 
 @pytest.mark.parametrize("blend", ["taper", "exact"])
-def test_pixels_without_a_window_are_0(blend):
+def test_pixels_without_a_window_are_0_and_those_that_lack_one_have_less_than_1(blend):
     lattice = Lattice(shape=(8, 14), size_px=8, step_px=6)
-    blender = Blender(Window.of_shape((8, 14)), lattice, n_classes=2, blend=blend)
-    blender.add((0, 0), np.full((2, 8, 8), 0.5, np.float32))
+    blender = Blender(Window.of_shape((8, 14)), lattice, n_classes=2, blend=blend, cells=Cells())
+    blender.add((0, 0), np.zeros((2, 8, 8), np.float32))
     result = blender.result()
+    np.testing.assert_array_equal(result[:, :, 7], 0.125 if blend == "taper" else 0)
     np.testing.assert_array_equal(result[:, :, :6], 0.5)
     np.testing.assert_array_equal(result[:, :, 8:], 0)
+
+
+@pytest.mark.parametrize(
+    ("alignment", "factor", "n_cells"), [("centre", 4, 9), ("centre", 1, 20), ("corner", 8, 4), ("centre", 16, 1)]
+)
+@pytest.mark.parametrize("n_classes", [1, 3, 9, 21])
+def test_scores_are_enlarged_as_the_network_would_and_made_probabilities(alignment, factor, n_cells, n_classes):
+    cells = Cells(factor=factor, alignment=alignment)
+    scores = np.random.default_rng(n_classes).normal(0, 5, (n_classes, n_cells, n_cells)).astype(np.float32)
+    enlarged = upsample(torch.from_numpy(scores)[None].double(), factor, alignment)
+    side = enlarged.shape[-1]
+    lattice = Lattice(shape=(side, side), size_px=side, step_px=side)
+    blender = Blender(Window.of_shape((side, side)), lattice, n_classes=n_classes, blend="taper", cells=cells)
+    blender.add((0, 0), scores)
+    assert cells.n_covering(side) == n_cells
+    np.testing.assert_allclose(blender.result(), torch.softmax(enlarged, dim=1)[0].numpy(), rtol=0, atol=2e-6)
+
+
+def test_scores_far_apart_do_not_overflow():
+    lattice = Lattice(shape=(3, 3), size_px=3, step_px=3)
+    blender = Blender(Window.of_shape((3, 3)), lattice, n_classes=2, blend="taper", cells=Cells())
+    blender.add((0, 0), np.stack([np.full((3, 3), 3e4), np.full((3, 3), -3e4)]).astype(np.float32))
+    np.testing.assert_array_equal(blender.result()[0], 1)
 
 
 # --- what the network can run on

@@ -11,11 +11,14 @@ from pipeline.crf import cpu, exact, torch_lattice
 from pipeline.crf.energy import CrfSpec
 from pipeline.crf.lattice import PART_PX, embed
 from pipeline.crf.tile import refine_tile
+from pipeline.engine.engines import predict_windows
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import TorchEngine
 from pipeline.errors import SpecError
 from pipeline.network.checkpoint import load_network
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
+from pipeline.network.multiscale import MultiScale
+from pipeline.network.spec import MultiScaleSpec
 from pipeline.normalise import normalise
 from pipeline.scene import SceneSpec, open_scene, read_reflected
 from pipeline.stretch import Stretch
@@ -78,7 +81,8 @@ def sample():
     with open_scene(SceneSpec(uri=str(Path(__file__).parents[2] / "examples" / "dubai-tile2.tif"))) as scene:
         tile = read_reflected(scene, window)
     pixels = normalise(tile, window, stretch=Stretch.identity(3), model=model)
-    return TorchEngine(network, EngineSpec(threads=1)).predict(pixels[np.newaxis])[0], tile.pixels.astype(np.float32)
+    engine = TorchEngine(MultiScale(network, MultiScaleSpec()), EngineSpec(device="cpu"))
+    return predict_windows(engine, pixels[np.newaxis, :, :448])[0], tile.pixels[:, :448].astype(np.float32)
 
 
 @pytest.mark.parametrize("theta_beta", [3.0, 10.0, 13.0])

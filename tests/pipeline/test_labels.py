@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.labels import NODATA_LABEL, label, quantise
+from pipeline.classify import classify
+from pipeline.labels import NODATA_LABEL, quantise
 
 
 def probabilities_of(shape, seed=0):
@@ -17,7 +18,7 @@ def probabilities_of(shape, seed=0):
 def test_a_label_is_the_most_probable_class_and_its_confidence_the_rounded_probability(n_classes, seed):
     probabilities = probabilities_of((n_classes, 5, 9), seed)
     valid = np.random.default_rng(seed).uniform(size=(5, 9)) < 0.7
-    labels, confidence = label(probabilities, valid)
+    labels, confidence = classify(probabilities, valid)
     assert labels.dtype == confidence.dtype == np.uint8
     for row in range(5):
         for col in range(9):
@@ -27,14 +28,14 @@ def test_a_label_is_the_most_probable_class_and_its_confidence_the_rounded_proba
 
 
 def test_a_tie_goes_to_the_lowest_id():
-    labels, confidence = label(np.array([[[0.2]], [[0.4]], [[0.4]]], np.float32), np.ones((1, 1), bool))
+    labels, confidence = classify(np.array([[[0.2]], [[0.4]], [[0.4]]], np.float32), np.ones((1, 1), bool))
     assert (labels.item(), confidence.item()) == (1, 102)
 
 
 def test_255_classes_leave_255_for_nodata():
     probabilities = np.zeros((255, 1, 2), np.float32)
     probabilities[254] = 1
-    labels, confidence = label(probabilities, np.array([[True, False]]))
+    labels, confidence = classify(probabilities, np.array([[True, False]]))
     assert labels.tolist() == [[254, NODATA_LABEL]]
     assert confidence.tolist() == [[255, 0]]
 
@@ -42,7 +43,7 @@ def test_255_classes_leave_255_for_nodata():
 def test_the_probabilities_are_left_alone():
     probabilities = probabilities_of((3, 4, 5))
     before = probabilities.copy()
-    label(probabilities, np.zeros((4, 5), bool))
+    classify(probabilities, np.zeros((4, 5), bool))
     np.testing.assert_array_equal(probabilities, before)
 
 

@@ -13,12 +13,16 @@ from pipeline.crf.energy import CrfSpec
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import TorchEngine
 from pipeline.grid import Blocks
+from pipeline.network.multiscale import MultiScale
 from pipeline.network.receptive_field import margin_px
+from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import SceneSpec, Tile
-from pipeline.segment import locate, predict, segment_block
+from pipeline.seen_windows import SeenWindows
+from pipeline.segment import locate, network_lattice, predict, segment_block
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch
 from pipeline.window import Window
+from pipeline.workplace import Workplace
 
 SHAPE = (150, 203)
 CRF = CrfSpec(theta_alpha=4.0, theta_beta=12.0, theta_gamma=1.5, w_appearance=3.0, w_smoothness=2.0, n_steps=3, tile_px=40)
@@ -28,12 +32,21 @@ STRETCH = Stretch(low=(10.0, 0.0, 5.0), high=(240.0, 255.0, 230.0))
 class Spy:
     """An engine that writes down the shapes of what it is given."""
 
-    def __init__(self, engine, *, batch_size=None):
-        self.engine, self.batch_size, self.device, self.seen = engine, batch_size or engine.batch_size, "cpu", []
+    name, device = "spy", "cpu"
 
-    def predict(self, batch):
-        self.seen.append(batch.shape)
-        return np.concatenate([self.engine.predict(batch[i : i + 1]) for i in range(len(batch))])
+    def __init__(self, engine):
+        self.engine, self.cells, self.seen = engine, engine.cells, []
+
+    def scores(self, windows):
+        return self.engine.scores(self._noted(window) for window in windows)
+
+    def _noted(self, window):
+        def load():
+            pixels = window()
+            self.seen.append(pixels.shape)
+            return pixels
+
+        return load
 
 
 def scene_of(shape=SHAPE, *, holes=(), seed=3):
@@ -58,7 +71,7 @@ def network(model):
 
 @pytest.fixture(scope="module")
 def engine(network):
-    return TorchEngine(network, EngineSpec(device="cpu"))
+    return TorchEngine(MultiScale(network, MultiScaleSpec()), EngineSpec(device="cpu"))
 
 
 def spec_of(*, block=64, overlap=16, window=64, blend="taper", crf=None, probabilities=True):
@@ -234,7 +247,7 @@ def exact_case(shape):
     assert margin is not None
     assert margin <= 128
     spec = spec_of(blend="exact", window=2 * margin + 48, overlap=2 * margin, block=160)
-    return scene_of(shape), spec, model, network, TorchEngine(network, EngineSpec(device="cpu"))
+    return scene_of(shape), spec, model, network, TorchEngine(MultiScale(network, MultiScaleSpec()), EngineSpec(device="cpu"))
 
 
 def one_pass(scene, spec, model, network):
@@ -293,17 +306,33 @@ def test_exact_blocks_give_the_labels_of_one_pass():
 # --- what the engine is given
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_the_network_sees_windows_of_one_shape_and_never_more_than_fit(model, engine, batch_size):
+def test_the_network_sees_every_window_of_a_block_once_and_all_have_one_shape(model, engine):
     scene, spec = scene_of(), spec_of(block=96, crf=CRF)
-    reference = segment(scene, spec, model=model, engine=engine)
-    spy = Spy(engine, batch_size=batch_size)
-    found = segment(scene, spec, model=model, engine=spy)
-    assert {shape[1:] for shape in spy.seen} == {(3, 64, 64)}
-    assert max(shape[0] for shape in spy.seen) == batch_size
-    n_windows = sum(len(locate(index, shape=SHAPE, spec=spec).network) for index in Blocks(shape=SHAPE, block_px=96))
-    assert sum(shape[0] for shape in spy.seen) == n_windows
-    assert found.labels.tobytes() == reference.labels.tobytes()
+    spy = Spy(engine)
+    segment(scene, spec, model=model, engine=spy)
+    assert set(spy.seen) == {(3, 64, 64)}
+    assert len(spy.seen) == sum(len(locate(index, shape=SHAPE, spec=spec).network) for index in Blocks(shape=SHAPE, block_px=96))
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 3 * 4 * 4 * 16**2, 10**9])
+@pytest.mark.parametrize("crf", [None, CRF])
+def test_windows_kept_from_block_to_block_change_no_byte_and_save_work(model, engine, crf, limit_bytes):
+    scene, spec = scene_of(holes=[np.s_[:30, :80]]), spec_of(block=64, crf=crf)
+    alone, together = Spy(engine), Spy(engine)
+    seen = SeenWindows(limit_bytes)
+    for index in Blocks(shape=SHAPE, block_px=64):
+        expected = segment_block(index, scene=scene, engine=alone, model=model, spec=spec)
+        found = segment_block(index, scene=scene, engine=together, model=model, spec=spec, workplace=Workplace(seen=seen))
+        for name in ("labels", "confidence", "probabilities"):
+            assert getattr(found, name).tobytes() == getattr(expected, name).tobytes()
+    if limit_bytes == 0:
+        assert len(together.seen) == len(alone.seen)
+    elif limit_bytes < 10**9:
+        assert len(together.seen) < len(alone.seen)
+    else:
+        lattice = network_lattice(SHAPE, spec)
+        assert lattice.n_rows * lattice.n_cols - 2 <= len(together.seen) <= lattice.n_rows * lattice.n_cols, "each window once"
+        assert not seen._held, "the last block that needs a window drops it"
 
 
 def test_windows_and_blocks_without_data_cost_nothing(model, engine):
@@ -352,7 +381,7 @@ def test_a_file_is_segmented_as_its_pixels_are(raster, tiny_model):
     model, network = load_network(tiny_model(n_classes=4))
     with open_scene(SceneSpec(uri=str(path), bands=(1, 2, 3))) as scene:
         tile = scene.read(scene.info.window)
-        engine = TorchEngine(network, EngineSpec(device="cpu"))
+        engine = TorchEngine(MultiScale(network, MultiScaleSpec()), EngineSpec(device="cpu"))
         found = segment(scene, spec_of(), model=model, engine=engine)
     assert not tile.valid[10:40, 20:60].any()
     expected = oracle(MemoryScene(tile.pixels, tile.valid), network=network, model=model, window=64, overlap=16)

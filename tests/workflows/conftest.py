@@ -40,7 +40,6 @@ def request_for(model: Path) -> Callable[..., Request]:
         given = {
             "model": str(model),
             "grid": GridSpec(window_px=window, overlap_px=16, block_px=block),
-            "overlap_is_default": False,
             "output": OutputSpec(chunk_px=32),
         }
         return Request(scene=str(scene), **{**given, **changes})

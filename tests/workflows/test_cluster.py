@@ -41,9 +41,10 @@ def machine(monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "cores", "gib", "n_blocks", "expected"),
     [
-        pytest.param({}, 8, 100, 100, (8, 1, 10), id="one process per core"),
-        pytest.param({}, 8, 100, 3, (3, 2, 26.66), id="no more processes than blocks"),
-        pytest.param({}, 8, 5, 100, (4, 2, 1), id="as many as fit into memory"),
+        pytest.param({}, 8, 100, 100, (1, 8, 80), id="one process"),
+        pytest.param({}, 40, 100, 100, (3, 13, 26.66), id="one process per 16 cores"),
+        pytest.param({}, 160, 100, 3, (3, 53, 26.66), id="no more processes than blocks"),
+        pytest.param({}, 160, 5, 100, (4, 40, 1), id="as many as fit into memory"),
         pytest.param({}, 8, 0.5, 100, (1, 1, 0.4), id="at least one, also where none fits"),
         pytest.param({}, 8, 100, 1, (1, 8, 80), id="a single block gets the machine"),
         pytest.param({}, 8, 100, 0, (1, 8, 80), id="no block left"),
@@ -52,7 +53,7 @@ def machine(monkeypatch):
         pytest.param({"cluster": "serial", "threads": 2}, 8, 100, 100, (1, 2, 80), id="serial with threads"),
         pytest.param({"n_workers": 2}, 8, 100, 100, (2, 4, 40), id="as asked"),
         pytest.param({"n_workers": 16}, 8, 100, 100, (16, 1, 5), id="more workers than cores"),
-        pytest.param({"threads": 3}, 8, 100, 100, (8, 3, 10), id="threads as asked"),
+        pytest.param({"threads": 3}, 8, 100, 100, (1, 3, 80), id="threads as asked"),
     ],
 )
 def test_staff(machine, spec, cores, gib, n_blocks, expected):
@@ -63,7 +64,7 @@ def test_staff(machine, spec, cores, gib, n_blocks, expected):
 
 
 def test_the_limit_of_a_container_counts(machine, monkeypatch):
-    machine(8, 100)
+    machine(80, 100)
     monkeypatch.setattr(cluster, "MEMORY_LIMIT", 10 * GIB)
     assert staff(ClusterSpec(), n_blocks=100, bytes_of=lambda _threads: 4 * GIB).n_workers == 2
 

@@ -15,9 +15,10 @@ import pytest
 from factories import lively_network, tiny_model_spec
 
 from pipeline import memory
+from pipeline.classify import classify
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SourceError, SpecError, StoreError, StoreMismatchError
-from pipeline.labels import dequantise, label
+from pipeline.labels import dequantise
 from pipeline.network.checkpoint import copy_with_spec, read_model_spec, save_checkpoint
 from pipeline.scene import SceneSpec, open_scene
 from pipeline.segment import BlockWindows, crf_lattice, refine, segment_block
@@ -85,11 +86,12 @@ def test_the_labels_are_those_that_the_crf_makes_of_the_stored_probabilities(run
         write=SCENE,
         predict=SCENE,
         network=(),
+        shared={},
         crf=tuple(crf_lattice(SCENE.shape, CRF).touching(SCENE)),
         read=SCENE,
     )
     probabilities = dequantise(read_array(store, "probabilities", SCENE))
-    labels, confidence = label(refine(probabilities, tile, whole, spec=spec, crf=CRF), tile.valid)
+    labels, confidence = classify(refine(probabilities, tile, whole, spec=spec, crf=CRF), tile.valid)
     np.testing.assert_array_equal(read_labels(out, SCENE), labels)
     np.testing.assert_array_equal(read_array(out, "confidence", SCENE), confidence)
     assert (labels == 255).sum() == 9 * 31
@@ -115,13 +117,13 @@ def test_a_scene_mean_is_not_measured_again(tiny_model, first, run, monkeypatch)
 
 def test_memory_is_asked_for_what_is_read_and_refined_only(store):
     prepared = prepare_refinement(Refinement(store=store, crf=CRF))
-    bound = memory.bound(prepared.spec, prepared.scene, prepared.model, batch_size=1)
+    bound = memory.bound(prepared.spec, prepared.scene, prepared.model, n_at_once=1)
     names = {term.name for term in bound.terms}
     assert "stored probabilities" in names
     assert "CRF tile" in names
     assert not {name for name in names if name.startswith(("network", "window"))}
     with_network = dataclasses.replace(prepared.spec, probabilities_from=None)
-    assert bound.total_bytes < memory.bound(with_network, prepared.scene, prepared.model, batch_size=1).total_bytes
+    assert bound.total_bytes < memory.bound(with_network, prepared.scene, prepared.model, n_at_once=1).total_bytes
 
 
 def test_the_output_has_the_layout_and_the_provenance_of_both_runs(run, store, out, model):

@@ -16,7 +16,7 @@ from pipeline.spec import GridSpec
 from workflows import cluster
 from workflows import plan as plan_module
 from workflows.crf_request import CrfRequest
-from workflows.plan import Estimate, calibrate, make_plan
+from workflows.plan import Estimate, _count, calibrate, make_plan
 from workflows.prepare import prepare
 from workflows.report import plan_lines
 
@@ -52,7 +52,11 @@ def test_windows_are_counted_as_by_brute_force(plan_for, raster, size, grid, crf
     spec = plan.prepared.spec
     located = [locate(index, shape=size, spec=spec) for index in Blocks(shape=size, block_px=block)]
     assert plan.n_blocks == len(located)
-    assert plan.n_windows == sum(len(windows.network) for windows in located)
+    assert plan.n_windows == len({index for windows in located for index in windows.network}), (
+        "one process keeps those on the edges"
+    )
+    apart = _count(Blocks(shape=size, block_px=block), plan.prepared, once=False)[0]
+    assert apart == sum(len(windows.network) for windows in located)
     assert plan.redundancy == pytest.approx(plan.n_windows * window**2 / (size[0] * size[1]))
     seen = 0
     if crf is not None:
@@ -83,7 +87,7 @@ def test_a_plan_is_json_and_says_what_will_be_run(plan_for):
     ("request_changes", "term", "knob"),
     [
         ({"block": 4096}, "block probabilities|labels and chunks|pixels read", r"--block \(now 4096\)"),
-        ({"window": 1024, "block": 64}, "network activations|window probabilities", r"--window \(now 1024\)"),
+        ({"window": 1024, "block": 64}, "network activations|windows in flight", r"--window \(now 1024\)"),
     ],
     ids=["block", "window"],
 )
@@ -107,7 +111,14 @@ def test_what_fits_exactly_is_planned(plan_for, free_bytes, monkeypatch):
 def test_memory_does_not_grow_with_the_scene(plan_for, raster):
     small = plan_for(raster(height=300, width=300, name="small.tif"))
     large = plan_for(raster(height=1500, width=1500, name="large.tif"))
-    assert large.memory.total_bytes == small.memory.total_bytes
+    (few, rest), (many, same_rest) = (_kept_and_rest(plan) for plan in (small, large))
+    assert rest == same_rest
+    assert few < many <= 2**28, "the windows of one row, up to a limit"
+
+
+def _kept_and_rest(plan):
+    kept = sum(term.n_bytes for term in plan.memory.terms if "last blocks" in term.name)
+    return kept, plan.memory.total_bytes - kept
 
 
 def test_a_plan_tells_a_person_which_crf_it_is(plan_for):
@@ -133,7 +144,7 @@ def test_the_chosen_backend_is_timed_after_it_was_warmed_up(plan_for, execution,
     monkeypatch.setattr(plan_module, "refine_tile", spy)
     plan = plan_for(crf=dataclasses.replace(CRF, backend=backend, n_steps=1, skip_above=0.5))
     assert calibrate(plan, execution().engine).crf_s > 0
-    assert seen == [((32, 32), 3, backend, 1.0, 1), ((512, 512), 3, backend, 1.0, 1)]
+    assert seen == [((32, 32), 3, backend, 1.0, 1), ((768, 768), 3, backend, 1.0, 1)]
 
 
 def test_one_timed_window_is_scaled_up(plan_for, execution):
@@ -141,5 +152,5 @@ def test_one_timed_window_is_scaled_up(plan_for, execution):
     estimate = calibrate(plan, execution().engine)
     assert 0 < estimate.network_s < 600
     assert 0 < estimate.crf_s < 600
-    assert estimate.total_s == estimate.network_s + estimate.crf_s
+    assert estimate.total_s == estimate.network_s + estimate.crf_s + estimate.start_s
     assert calibrate(plan_for(), execution().engine).crf_s == 0

@@ -15,6 +15,7 @@ from pipeline.network.checkpoint import file_sha256, read_model_spec
 from pipeline.network.receptive_field import margin_px
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch
+from workflows.choose_grid import GridRequest
 from workflows.crf_request import CrfRequest
 from workflows.prepare import prepare, reopen
 
@@ -80,25 +81,25 @@ def test_exact_fills_in_the_overlap_that_the_network_needs(raster, request_for, 
     margin = margin_px(read_model_spec(model).network)
     window = 4 * margin
     assert window % 16 == 0
-    grid = GridSpec(window_px=window, overlap_px=32, block_px=64, blend="exact")
+    grid = GridRequest(window_px=window, block_px=64, blend="exact")
     scene = raster()
-    prepared = prepare(request_for(scene, grid=grid, overlap_is_default=True))
-    assert prepared.spec.grid == dataclasses.replace(grid, overlap_px=2 * margin)
+    prepared = prepare(request_for(scene, grid=grid))
+    assert prepared.spec.grid == GridSpec(window_px=window, overlap_px=2 * margin, block_px=64, blend="exact")
     with pytest.raises(SpecError, match=f"use --overlap {2 * margin}"):
-        prepare(request_for(scene, grid=grid, overlap_is_default=False))
+        prepare(request_for(scene, grid=dataclasses.replace(grid, overlap_px=32)))
 
 
 def test_exact_is_refused_where_the_window_is_too_small(raster, request_for):
-    grid = GridSpec(window_px=64, overlap_px=16, block_px=64, blend="exact")
+    grid = GridRequest(window_px=64, block_px=64, blend="exact")
     with pytest.raises(SpecError, match=r"sees .* px to each side"):
-        prepare(request_for(raster(), grid=grid, overlap_is_default=True))
+        prepare(request_for(raster(), grid=grid))
 
 
 def test_exact_is_refused_for_a_model_that_pools_over_its_window(raster, request_for, monkeypatch):
     monkeypatch.setattr("workflows.prepare.margin_px", lambda *_: None)
-    grid = GridSpec(window_px=64, overlap_px=16, block_px=64, blend="exact")
+    grid = GridRequest(window_px=64, block_px=64, blend="exact")
     with pytest.raises(SpecError, match="image-level pooling"):
-        prepare(request_for(raster(), grid=grid, overlap_is_default=True))
+        prepare(request_for(raster(), grid=grid))
 
 
 @pytest.mark.parametrize(("window", "overlap"), [(72, 16), (64, 15)])

@@ -14,11 +14,13 @@ from PIL import Image
 
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import LockedError, SourceError, StoreError, StoreMismatchError
-from pipeline.spec import GridSpec, OutputSpec
+from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.store import open_layout, read_labels
 from pipeline.window import Window
 from workflows import executor, segment_scene, worker
-from workflows.events import BlockReceipt, Notice, RunStarted, Staging
+from workflows.choose_grid import GridRequest
+from workflows.events import BlockFailure, BlockReceipt, Notice, RunStarted, Staging
+from workflows.report import summary_lines
 from workflows.run_state import RunPaths, locked, read_record
 from workflows.segment_scene import resume, segment
 
@@ -327,6 +329,43 @@ def test_a_disk_that_fills_up_stops_the_run_and_a_resume_ends_it(run, out, tmp_p
         subprocess.run(["umount", str(small)], check=True)
 
 
+def test_an_outcome_is_announced_when_it_is_durable_and_not_before(run, out, events, monkeypatch):
+    durable = []
+    real = os.fsync
+
+    def fsync(handle) -> None:
+        real(handle)
+        journal = RunPaths(out=out).journal
+        if journal.exists() and os.path.samestat(os.fstat(handle), journal.stat()):
+            durable.append((journal.read_bytes().count(b"\n"), sum(isinstance(event, BlockReceipt) for event in events)))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run()
+    assert durable == [(n + 1, n) for n in range(N_BLOCKS)]
+
+
+def test_outcomes_that_end_with_a_fatal_one_are_kept(run, out, execution, monkeypatch):
+    def outcomes(_self, job, blocks, _stop):
+        first, second, third, _ = list(blocks)
+        failure = BlockFailure(block=second, error="StoreError: No space left", attempts=1, fatal=True)
+        yield [executor.process_block(job, first), failure, executor.process_block(job, third)]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(executor.SerialExecutor, "outcomes", outcomes)
+        with pytest.raises(StoreError, match=r"block \(0, 1\) could not be written, and the run stopped"):
+            run()
+    assert resume(out, execution()).n_new == N_BLOCKS - 2
+
+
+def test_a_summary_says_where_the_time_went(run):
+    summary = run()
+    assert {"read", "network", "write"} <= set(summary.stage_s)
+    assert min(summary.stage_s.values()) >= 0
+    (line,) = (line for line in summary_lines(summary) if line.startswith("stages   "))
+    assert "read " in line
+    assert not any(line.startswith("stages") for line in summary_lines(dataclasses.replace(summary, stage_s={})))
+
+
 def test_a_scene_of_nodata_is_complete_and_empty(run, raster, out):
     summary = run(raster(height=HEIGHT, width=WIDTH, nodata=0, holes=((0, 0, HEIGHT, WIDTH),)))
     assert summary.succeeded
@@ -423,3 +462,14 @@ def test_a_worker_that_lives_on_reads_a_scene_that_was_replaced(run, raster, out
     worker.close_scene()
     assert (labels_of(tmp_path / "warm.zarr") == labels_of(tmp_path / "cold.zarr")).all()
     assert (labels_of(out) != labels_of(tmp_path / "cold.zarr")).any()
+
+
+def test_what_was_chosen_when_a_run_began_stays_when_the_memory_is_another(run, scene, out, monkeypatch):
+    grid = GridRequest(block_px=64)
+    assert run(grid=grid).succeeded
+    window = SegmentSpec.from_dict(read_record(RunPaths(out=out)).spec).grid.window_px
+    assert window == 112, "the scene fits into one"
+    monkeypatch.setattr(segment_scene, "fits_here", lambda *_: lambda spec, *_: spec.grid.window_px < window)
+    assert run(grid=grid).n_new == 0
+    with pytest.raises(StoreMismatchError, match=r"grid\.overlap_px"):
+        run(grid=GridRequest(block_px=64, overlap_px=16))

@@ -1,8 +1,8 @@
-"""How does compiled code hold the classes of a pixel? Eight at a time, in one vector register.
+"""How does compiled code work on eight numbers at a time? In one vector register.
 
-numba has no vector type, and leaves it to chance whether a loop over classes becomes vector instructions; the mean field spends all its
-time in such loops. So this module gives it one: eight float32 values that are loaded, multiplied and stored at once. LLVM turns it into
-what the processor has (AVX, two halves of SSE or NEON).
+numba has no vector type, and leaves it to chance whether a loop becomes vector instructions; the mean field (over the classes of a pixel)
+and the blending (over the pixels of a row) spend all their time in such loops. So this module gives it one: eight float32 values that are
+loaded, multiplied and stored at once. LLVM turns it into what the processor has (AVX, two halves of SSE or NEON).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 N_LANES = 8
-"""Classes in one vector."""
+"""Numbers in one vector."""
 
 LOWEST = -60.0
 """exp of less is 0: numbers so small that a product of two of them is denormal are slow."""

@@ -1,4 +1,4 @@
-"""How are the loops of the CRF compiled? By numba, without the GIL, and kept on disk for the next process."""
+"""How are loops over pixels compiled? By numba, without the GIL, and kept on disk for the next process."""
 
 from __future__ import annotations
 
