@@ -1,7 +1,7 @@
 # make demo    segment the shipped sample scene with the shipped model, and make a picture of it
 # make test    install everything into .venv and run all tests, in JOBS=2 processes
 # make check   lint, types, layers, docs
-# make bench   measure the parts of a block on this machine
+# make bench   measure this machine against what else there is: networks, the CRF, whole jobs beside peers (about half an hour)
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,7 +41,10 @@ check: $(VENV)/.installed-check
 	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 bench: $(VENV)/.installed-check
-	$(BIN)/python tests/benchmarks/run.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python tests/benchmarks/networks.py --variants mobilenet
+	$(BIN)/python tests/benchmarks/crf.py --rounds 3
+	$(BIN)/python tests/benchmarks/peers.py --rounds 3 --png docs/img/peers.png
 
 clean:
 	rm -rf $(VENV) build demo-out site .coverage* .mypy_cache .ruff_cache .pytest_cache *.egg-info

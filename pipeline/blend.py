@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import SpecError
-from pipeline.fused import add_window
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,6 +54,8 @@ class Blender:
         scores
             (classes, cell rows, cell columns) float32 whose softmax are the probabilities, as `Engine.scores` gives them.
         """
+        from pipeline.fused import add_window  # noqa: PLC0415  (numba takes 60 MiB; who only plans or coordinates blends nothing)
+
         window = self._lattice.window(index)
         common = window.intersect(self._target)
         if common is None:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pipeline.blend import Blender
-from pipeline.classify import classify
 from pipeline.crf.tile import ONE_THREAD, Processor, refine_tile
 from pipeline.errors import BlockError, SourceError, StoreError
 from pipeline.grid import Blocks, Lattice
 from pipeline.labels import dequantise, quantise
+from pipeline.network.cells import Cells
 from pipeline.normalise import normalise
 from pipeline.scene import Scene, Tile, read_reflected
 from pipeline.seen_windows import SeenWindows
@@ -84,6 +84,8 @@ def segment_block(
 
     ``engine`` is None where ``spec`` names an earlier output whose probabilities are refined.
     """
+    from pipeline.classify import classify  # noqa: PLC0415  (numba takes 60 MiB; who only plans or coordinates classifies nothing)
+
     workplace = workplace or Workplace()
     clock = workplace.clock
     windows = locate(index, shape=scene.info.shape, spec=spec)
@@ -206,6 +208,16 @@ def refine(
         onto = kept.relative_to(windows.write).to_slices()
         refined[:, *onto] = marginals[:, *kept.relative_to(read).to_slices()]
     return refined
+
+
+def warm_up(n_classes: int) -> None:
+    """Load the compiled loops that blend and classify: from the cache it takes half a second, the first time of all some seconds."""
+    from pipeline.classify import classify  # noqa: PLC0415
+
+    one = Window.of_shape((1, 1))
+    blender = Blender(one, Lattice(shape=(1, 1), size_px=1, step_px=1), n_classes=n_classes, blend="taper", cells=Cells())
+    blender.add((0, 0), np.zeros((n_classes, 1, 1), np.float32))
+    classify(blender.result(), np.ones((1, 1), bool))
 
 
 def network_lattice(shape: tuple[int, int], spec: SegmentSpec) -> Lattice:

@@ -120,6 +120,11 @@ def test_the_command_line_starts_without_torch_and_dask():
     assert run_python(code) == "[]"
 
 
+def test_a_coordinator_loads_nothing_that_only_workers_need():
+    code = "import workflows.segment_scene, workflows.dask_executor, sys; print([n for n in ('numba', 'openvino') if n in sys.modules])"
+    assert run_python(code) == "[]"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("importlinter") is None, reason="import-linter is not installed")
 def test_the_contracts_hold():
     command = Path(sys.executable).with_name("lint-imports")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import threading
 import time
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from distributed import Client, Future, KilledWorker, WorkerPlugin, as_completed
 from pipeline.memory import BLOCKS_AT_ONCE
 from workflows.events import BlockFailure
 from workflows.executor import MAX_ATTEMPTS, failure_of
-from workflows.worker import BlockJob, load_engine, process_block
+from workflows.worker import BlockJob, make_ready, process_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,7 +40,7 @@ _PACE = 0.02
 
 
 class JobPlugin(WorkerPlugin):  # type: ignore[misc]
-    """Gives every worker, also one that joins later, the job; loads the model before the first block."""
+    """Gives every worker, also one that joins later, the job; loads the model while the first block is read."""
 
     def __init__(self, job: BlockJob) -> None:
         self._job = job
@@ -50,7 +51,7 @@ class JobPlugin(WorkerPlugin):  # type: ignore[misc]
         """Run on the worker when it starts or when the plugin is registered."""
         del worker
         _jobs[self.digest] = self._job
-        load_engine(self._job.spec, self._job.engine)
+        threading.Thread(target=make_ready, args=(self._job,), name="make-ready", daemon=True).start()
 
 
 def run_task(digest: str, index: BlockIndex, attempt: int) -> BlockReceipt:
@@ -120,8 +121,8 @@ class DaskExecutor:
             fill()
 
     def _fetch(self, ended: list[Future]) -> dict[str, BlockReceipt]:
-        """Return the receipts of finished blocks by key, in one request; one whose worker dies meanwhile may have none."""
-        finished = {future.key: future for future in ended if future.status == "finished"}
+        """Return the receipts of finished blocks by key, in one request; one whose worker dies meanwhile is done again, or has none."""
+        finished = {future.key: future for future in ended if future.status == "finished" or future.exception() is None}
         found = self._client.gather(finished, errors="skip") if finished else {}
         receipts = {key: receipt for key, receipt in found.items() if receipt is not None}
         for receipt in receipts.values():

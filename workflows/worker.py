@@ -5,6 +5,7 @@ A process keeps one loaded model per job and one open scene per thread (GDAL han
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import socket
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.crf.tile import Processor
+from pipeline.crf.tile import Processor, refine_tile
 from pipeline.engine.engines import open_engine
 from pipeline.engine.torch_engine import choose_device
-from pipeline.errors import BlockError, WeightsError
+from pipeline.errors import BlockError, PipelineError, WeightsError
 from pipeline.grid import Blocks
 from pipeline.memory import BLOCKS_AT_ONCE, seen_windows_bytes
 from pipeline.network.checkpoint import file_sha256, load_network, read_model_spec
@@ -28,7 +29,7 @@ from pipeline.network.image_pooling import assemble
 from pipeline.network.models import find_model
 from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene
 from pipeline.seen_windows import SeenWindows
-from pipeline.segment import segment_block
+from pipeline.segment import segment_block, warm_up
 from pipeline.spec import SegmentSpec, json_digest
 from pipeline.store import write_block
 from pipeline.workplace import Workplace
@@ -36,9 +37,12 @@ from workflows.events import BlockIndex, BlockReceipt
 from workflows.run_state import RunPaths
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from numpy.typing import NDArray
 
     from pipeline.engine.protocol import Engine, EngineSpec
+    from pipeline.network.cells import Cells
     from pipeline.network.choices import ImagePooling
     from pipeline.network.spec import ModelSpec, MultiScaleSpec
     from pipeline.segment import BlockResult
@@ -46,7 +50,9 @@ if TYPE_CHECKING:
     _System = tuple[MultiScaleSpec, ImagePooling | None, tuple[tuple[float, ...], ...]]
 
 _local = threading.local()
+_WARM_UP_PX = 32
 _loading = threading.Lock()
+_keeping = threading.Lock()
 _turn = threading.Lock()
 """Held by the block that computes: its stages use all threads of the process."""
 _slots = threading.BoundedSemaphore(BLOCKS_AT_ONCE)
@@ -83,7 +89,8 @@ def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1) -> Bloc
 
 def _process(job: BlockJob, index: BlockIndex, attempt: int) -> BlockReceipt:
     started = time.perf_counter()
-    engine, model = load_engine(job.spec, job.engine)
+    model = _read_model(job.spec.model_path)
+    engine = None if job.spec.probabilities_from is not None else _EngineOnDemand(job)
     scene = _scene(job)
     processor = _processor(job)
     workplace = Workplace(processor=processor, seen=_seen_windows(job, scene.info), turn=_turn)
@@ -104,6 +111,51 @@ def _process(job: BlockJob, index: BlockIndex, attempt: int) -> BlockReceipt:
         attempt=attempt,
         stage_s=workplace.clock.seconds,
     )
+
+
+class _EngineOnDemand:
+    """The network of a job, loaded when the first window needs it: a block is read meanwhile."""
+
+    def __init__(self, job: BlockJob) -> None:
+        self._job = job
+
+    @property
+    def name(self) -> str:
+        """As the loaded engine says."""
+        return self._engine.name
+
+    @property
+    def device(self) -> str:
+        """Where it runs; known before it is loaded."""
+        return str(choose_device(self._job.engine))
+
+    @property
+    def cells(self) -> Cells:
+        """As the loaded engine says."""
+        return self._engine.cells
+
+    def scores(self, windows: Iterable[Callable[[], NDArray[np.float32]]]) -> Iterator[NDArray[np.float32]]:
+        """As the loaded engine does."""
+        return self._engine.scores(windows)
+
+    @property
+    def _engine(self) -> Engine:
+        engine, _ = load_engine(self._job.spec, self._job.engine)
+        assert engine is not None
+        return engine
+
+
+def make_ready(job: BlockJob) -> None:
+    """Load the network and the compiled code of a job; what fails here fails again, and is told, with the first block."""
+    with contextlib.suppress(PipelineError):
+        model = load_engine(job.spec, job.engine)[1]
+        n_classes, n_bands = len(model.classes), len(model.bands)
+        warm_up(n_classes)
+        if job.spec.crf is not None:
+            side = _WARM_UP_PX
+            shares = np.full((n_classes, side, side), 1 / n_classes, np.float32)
+            guide, valid = np.zeros((n_bands, side, side), np.float32), np.ones((side, side), bool)
+            refine_tile(shares, guide, valid, job.spec.crf, processor=_processor(job))
 
 
 def load_engine(spec: SegmentSpec, engine: EngineSpec) -> tuple[Engine | None, ModelSpec]:
@@ -153,7 +205,7 @@ def _processor(job: BlockJob) -> Processor:
 
 def _seen_windows(job: BlockJob, scene: SceneInfo) -> SeenWindows:
     """Return what this process keeps of the network windows of a run."""
-    with _loading:
+    with _keeping:
         return _keep_seen_windows(job.run_id, seen_windows_bytes(job.spec, scene, _read_model(job.spec.model_path)))
 
 

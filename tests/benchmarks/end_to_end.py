@@ -90,7 +90,7 @@ def run(scene: Path, options: list[str], folder: str | None) -> Row:
         words = [*ATROUS, "segment", str(scene), f"{out}/out.zarr", "--json", "--quiet", *options]
         done = checked(watch(words), words)
     summary = json.loads(done.stdout)
-    mpx, plan_s = summary["n_pixels"] / 1e6, sum(plan["seconds"].values())
+    mpx, plan_s = summary["n_pixels"] / 1e6, plan["seconds"]["total"]
     network_s, crf_s = (_stage(summary, plan, name) for name in ("network", "crf"))
     busy_s = None if network_s is None else network_s + (crf_s or 0.0)
     return Row(

@@ -78,7 +78,7 @@ class Curve:
             self.moments.append(moment)
             return kill_at is not None and n_blocks >= kill_at
 
-        done = watch(words, stop_when=note)
+        done = watch(words, poll_s=3.0, stop_when=note)
         self._before_s += done.seconds
         return done
 
@@ -189,7 +189,7 @@ def measure(given: argparse.Namespace, folder: Path) -> tuple[list[tuple[str, st
     checked(runs[-1], words)
     summary = json.loads(runs[-1].stdout)
     wall_s, mpx = sum(run.seconds for run in runs), given.side**2 / 1e6
-    predicted_s = sum(plan["seconds"].values())
+    predicted_s = plan["seconds"]["total"]
     again = n_before + summary["n_new"] - n_blocks if len(runs) == 2 else 0
     killed = f"after {runs[0].seconds:.0f} s" if len(runs) == 2 else "not killed: it ended first"
     rows = [

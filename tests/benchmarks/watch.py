@@ -21,7 +21,7 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-POLL_S = 0.5
+POLL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,11 @@ import json
 import dask
 import pytest
 from dask.utils import parse_timedelta
+from distributed import Client
 
 from pipeline.errors import MissingDependencyError, SpecError
 from workflows import cluster
-from workflows.cluster import ClusterSpec, executor_for, is_serial, staff
+from workflows.cluster import ClusterSpec, Staffing, executor_for, is_serial, staff
 from workflows.executor import SerialExecutor
 
 GIB = 2**30
@@ -166,3 +167,14 @@ def test_a_scheduler_that_is_not_there_is_a_spec_error(tmp_path, monkeypatch, sc
     staffing = cluster.Staffing(n_workers=1, threads=1, limit_bytes=GIB)
     with pytest.raises(SpecError, match="--scheduler"), executor_for(spec, staffing, n_blocks=5):
         pass
+
+
+@pytest.mark.cluster
+def test_the_scheduler_keeps_nothing_of_what_was_submitted():
+    staffing = Staffing(n_workers=1, threads=1, limit_bytes=2**30)
+    with cluster._start(ClusterSpec(n_workers=1), staffing) as local, Client(local) as client:
+        for n in range(20):
+            assert client.gather(client.map(abs, [-n], key=[f"abs-{n}"])) == [n]
+        spans = local.scheduler.extensions["spans"].spans.values()
+        assert [span.metadata["collections"] for span in spans] == [[]] * len(spans)
+        assert len(spans) >= 1

@@ -30,7 +30,7 @@ def silence(dask_scheduler):
 
 def test_heartbeats_of_a_worker_are_not_delayed_while_it_refines():
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, processes=True) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", processes=True) as cluster,
         Client(cluster) as client,
     ):
         client.submit(refine_noise, 64, 1).result()  # compiled, or loaded

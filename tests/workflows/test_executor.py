@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import dask.config
 import pytest
 from block_faults import faulty_block, faulty_task
-from distributed import Client, LocalCluster
+from distributed import Client, KilledWorker, LocalCluster
 
 from pipeline.engine.protocol import EngineSpec
 from pipeline.scene import SceneSpec
@@ -37,7 +37,7 @@ def client():
             n_workers=2,
             threads_per_worker=1,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs="CRITICAL",
             env={"PYTHONPATH": path},
         ) as local,
@@ -61,11 +61,11 @@ class QuickPlugin(dask_executor.JobPlugin):
     """The real plugin, but there is no model to load."""
 
     def setup(self, worker) -> None:
-        real, dask_executor.load_engine = dask_executor.load_engine, lambda *_: None
+        real, dask_executor.make_ready = dask_executor.make_ready, lambda *_: None
         try:
             super().setup(worker)
         finally:
-            dask_executor.load_engine = real
+            dask_executor.make_ready = real
 
 
 @pytest.fixture
@@ -174,17 +174,20 @@ def test_a_worker_has_blocks_at_work_and_one_waiting_and_more_where_they_take_no
 
 def test_a_result_that_is_lost_with_its_worker_is_no_end_of_the_run():
     lost = SimpleNamespace(key="lost", status="finished")
-    broken = SimpleNamespace(key="broken", status="error")
+    broken = SimpleNamespace(key="broken", status="error", exception=lambda: KilledWorker("broken", None, 1))
+    again = SimpleNamespace(
+        key="again", status="lost", exception=lambda: None
+    )  # its worker died, and another one has done it again
     receipt = BlockReceipt(block=(0, 0), state="nodata", n_pixels=1, seconds=0.1, device="", host="")
     kept = SimpleNamespace(key="kept", status="finished")
     asked = []
 
     def gather(futures, *, errors):
         asked.append((sorted(futures), errors))
-        return {"lost": None, "kept": receipt}
+        return {"lost": None, "kept": receipt, "again": receipt}
 
-    assert executor_with(gather=gather)._fetch([lost, broken, kept]) == {"kept": receipt}
-    assert asked == [(["kept", "lost"], "skip")]
+    assert executor_with(gather=gather)._fetch([lost, broken, kept, again]) == {"kept": receipt, "again": receipt}
+    assert asked == [(["again", "kept", "lost"], "skip")]
 
 
 @pytest.mark.cluster
