@@ -126,7 +126,8 @@ def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, n_at_once: i
                 knob="use a smaller theta_alpha or CRF tile",
             ),
         ]
-    return MemoryBound(terms=tuple(sorted(terms, key=lambda term: -term.n_bytes)))
+    needed = [term for term in terms if term.n_bytes > 0]
+    return MemoryBound(terms=tuple(sorted(needed, key=lambda term: -term.n_bytes)))
 
 
 def seen_windows_bytes(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec) -> int:

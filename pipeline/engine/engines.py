@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def choose_engine(spec: EngineSpec) -> RunsNetwork:
     """Return the engine that ``spec`` means here.
 
-    ``auto``: OpenVINO on the CPU where it is installed (about six times as fast as torch there), else torch; fp16 is torch's alone.
+    ``auto``: OpenVINO on the CPU where it is installed (three to five times as fast as torch there), else torch; fp16 is torch's alone.
 
     Raises
     ------
