@@ -15,7 +15,7 @@ import pytest
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 N_BLOCKS = 100
-IN_FLIGHT = 2 * 2  # two workers, two blocks each
+IN_FLIGHT = 2 * 3  # two workers, two blocks at work and one waiting each
 GRID = ["--window", "64", "--overlap", "16", "--block", "64", "--chunk", "32"]
 
 
