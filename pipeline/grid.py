@@ -110,6 +110,11 @@ class Blocks:
         """Iterate over (row, column) indices, row by row, the order in which scenes are stored."""
         return ((row, col) for row in range(self.n_rows) for col in range(self.n_cols))
 
+    def holds(self, index: tuple[object, object]) -> bool:
+        """Tell whether ``index``, as it was read from a file, is the (row, column) of a block; a boolean is no number."""
+        row, col = index
+        return type(row) is int and type(col) is int and 0 <= row < self.n_rows and 0 <= col < self.n_cols
+
     def window(self, index: tuple[int, int]) -> Window:
         """Locate the block ``index`` = (row, column): the pixels that it alone writes."""
         square = Window(

@@ -61,7 +61,7 @@ def soft_fields(spec: SegmentSpec, engine: EngineSpec) -> dict[str, Any]:
             ),
             "device": engine.device if engine.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"),
             "engine": runs_network,
-            "precision": "fp32" if engine.precision == "auto" else engine.precision,
+            "precision": engine.used_precision,
             "machine": platform.machine(),
             "version": versions,
         }

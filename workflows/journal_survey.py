@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.grid import Blocks
-    from workflows.events import BlockIndex, Outcome
+    from workflows.events import Outcome
 
 LEFT, DONE, NODATA, FAILED = range(4)
 """What the journal says of a block."""
@@ -65,12 +65,12 @@ class _Tally:
         shape = blocks.n_rows, blocks.n_cols
         self.states, self.starts = np.zeros(shape, np.uint8), np.full(shape, -1, np.int64)
         self.n_lines, self.n_replaced, self.n_foreign, self.n_unreadable, self.torn = 0, 0, 0, 0, False
-        self._run_id = run_id
+        self._run_id, self._blocks = run_id, blocks
 
     def add(self, line: bytes, start: int) -> None:
         self.n_lines += 1
         entry = parse_line(line, run_id=self._run_id)
-        if entry is not None and _within(entry.outcome.block, self.states.shape):
+        if entry is not None and self._blocks.holds(entry.outcome.block):
             self._count(entry.outcome, start)
         elif not line.endswith(b"\n"):
             self.torn = True
@@ -117,10 +117,6 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         for line in file:
             yield start, line
             start += len(line)
-
-
-def _within(block: BlockIndex, shape: tuple[int, ...]) -> bool:
-    return all(isinstance(index, int) and 0 <= index < size for index, size in zip(block, shape, strict=True))
 
 
 def _is_foreign(line: bytes, run_id: str) -> bool:

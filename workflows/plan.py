@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
     from pipeline.engine.protocol import EngineSpec
     from pipeline.memory import MemoryBound
-    from pipeline.scene import Tile
+    from pipeline.network.spec import ModelSpec
+    from pipeline.scene import SceneInfo, Tile
     from pipeline.segment import BlockWindows
+    from pipeline.spec import SegmentSpec
     from workflows.prepare import Fits, Prepared
 
 _SAMPLE_PX = 768
@@ -66,8 +68,7 @@ class Plan:
 
     def describe_engine(self, engine: EngineSpec) -> str:
         """Return what runs the network, in words."""
-        precision = "fp32" if engine.precision == "auto" else engine.precision
-        return f"{self.engine} {precision} on {choose_device(engine).type}"
+        return f"{self.engine} {engine.used_precision} on {choose_device(engine).type}"
 
     @property
     def n_pixels(self) -> int:
@@ -153,11 +154,14 @@ def fits_here(cluster: ClusterSpec, engine: EngineSpec) -> Fits:
     if cluster.scheduler is not None:
         return lambda *_: True
     n_workers, threads, limit_bytes = share_here(cluster)
-    n_at_once = windows_at_once(dataclasses.replace(engine, threads=threads))
-    runs_network = choose_engine(engine)
     return lambda spec, scene, model: (
-        memory.bound(spec, scene, model, n_at_once=n_at_once, engine=runs_network).total_bytes <= limit_bytes // n_workers
+        _bound(spec, scene, model, dataclasses.replace(engine, threads=threads)).total_bytes <= limit_bytes // n_workers
     )
+
+
+def _bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, engine: EngineSpec) -> MemoryBound:
+    """Return the memory bound of a worker that runs ``engine``."""
+    return memory.bound(spec, scene, model, n_at_once=windows_at_once(engine), engine=choose_engine(engine))
 
 
 def make_plan(prepared: Prepared, cluster: ClusterSpec, engine: EngineSpec, *, n_blocks_left: int | None = None) -> Plan:
@@ -167,8 +171,7 @@ def make_plan(prepared: Prepared, cluster: ClusterSpec, engine: EngineSpec, *, n
     left = len(blocks) if n_blocks_left is None else n_blocks_left
 
     def bound_of(threads: int) -> MemoryBound:
-        n_at_once = windows_at_once(dataclasses.replace(engine, threads=threads))
-        return memory.bound(spec, scene, prepared.model, n_at_once=n_at_once, engine=choose_engine(engine))
+        return _bound(spec, scene, prepared.model, dataclasses.replace(engine, threads=threads))
 
     staffing = staff(cluster, n_blocks=left, bytes_of=lambda threads: bound_of(threads).total_bytes)
     bound = bound_of(staffing.threads)

@@ -38,7 +38,7 @@ class Replay:
         """What has become of the blocks."""
         self.recent: deque[tuple[float, int]] = deque(maxlen=_RECENT)
         """The last lines, oldest first: seconds since 1970, and pixels (none for a failure)."""
-        self._journal, self._run_id, self._out = journal, run_id, out
+        self._journal, self._run_id, self._out, self._blocks = journal, run_id, out, blocks
         shape = (blocks.n_rows, blocks.n_cols)
         self._starts = np.full(shape, _NONE, np.int64)
         self._damaged = np.zeros(shape, np.bool_)
@@ -80,7 +80,7 @@ class Replay:
 
     def _starts_anew(self, block: BlockIndex, start: int) -> bool:
         """Forget what an earlier line said of a block, in favour of the one at ``start``; False where the scene has no such block."""
-        if not _within(block, self._starts.shape):
+        if not self._blocks.holds(block):
             return False
         if self.ledger.holds(block):
             self.ledger.take_back(self._last_of(block).outcome)
@@ -104,8 +104,3 @@ def _as_written(out: Path, files: list[tuple[str, int]]) -> bool:
     except (OSError, ValueError):
         return False
     return True
-
-
-def _within(block: BlockIndex, shape: tuple[int, ...]) -> bool:
-    row, col = block
-    return type(row) is int and type(col) is int and 0 <= row < shape[0] and 0 <= col < shape[1]

@@ -45,6 +45,11 @@ class EngineSpec:
         if self.threads < 1:
             raise SpecError(f"{self.threads} threads were asked for; choose 1 or more")
 
+    @property
+    def used_precision(self) -> Literal["fp32", "bf16", "fp16"]:
+        """The precision that ``precision`` means."""
+        return "fp32" if self.precision == "auto" else self.precision
+
 
 class Engine(Protocol):
     """A loaded network, ready to see windows of one fixed size."""

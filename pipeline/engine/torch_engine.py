@@ -39,7 +39,7 @@ class TorchEngine:
 
     def __init__(self, network: MultiScale, spec: EngineSpec) -> None:
         self._device = choose_device(spec)
-        self._precision: Precision = "fp32" if spec.precision == "auto" else spec.precision
+        self._precision: Precision = spec.used_precision
         self._batch_size = windows_at_once(spec)
         self.cells = network.cells
         self._network = fold_batch_norm(network.eval()).to(self._device)
