@@ -7,6 +7,7 @@ where the rows begin, how long they are, and which one is first; numpy maps them
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -31,8 +32,12 @@ _CHANNELS = {"L": (0,), "BGR": (2, 1, 0), "BGRX": (2, 1, 0)}
 class BmpScene:
     """An uncompressed BMP with 8 (gray), 24 or 32 bits a pixel as a scene."""
 
-    def __init__(self, rows: NDArray[np.uint8], info: SceneInfo, bands: tuple[int, ...], channels: tuple[int, ...]) -> None:
+    def __init__(
+        self, rows: NDArray[np.uint8], info: SceneInfo, bands: tuple[int, ...], channels: tuple[int, ...], *, first_row: int = 0
+    ) -> None:
+        """Show ``rows`` from ``first_row`` of the scene on; a file that was cut short lacks others."""
         self._rows = rows
+        self._first_row = first_row
         self._info = info
         self._bands = bands
         self._picked = [channels[band - 1] for band in bands]
@@ -48,9 +53,12 @@ class BmpScene:
         return self._bands
 
     def read(self, window: Window) -> Tile:
-        """Read a window that lies inside the scene; WindowError outside."""
+        """Read a window that lies inside the scene; WindowError outside, SourceError where the file was cut short."""
         check_inside(self._info, window)
-        stored = self._rows[(*window.to_slices(), self._picked)]
+        if not self._first_row <= window.row_off < window.row_end <= self._first_row + len(self._rows):
+            raise SourceError(f"{window} cannot be read: the file ends before these rows; copy it again")
+        rows, cols = replace(window, row_off=window.row_off - self._first_row).to_slices()
+        stored = self._rows[rows, cols, self._picked]
         pixels = np.ascontiguousarray(np.moveaxis(stored, -1, 0))
         return Tile(window=window, pixels=pixels, valid=where_valid(pixels, self._info.nodata))
 
@@ -80,15 +88,16 @@ def open_bmp_scene(spec: SceneSpec) -> BmpScene:
     check_bands(spec, bands, len(channels))
     n_bytes = Path(spec.uri).stat().st_size
     row_bytes = row_bytes or -(-width * len(order) // 4) * 4
-    if n_bytes < start + row_bytes * height:
-        end = start + row_bytes * height
+    end = start + row_bytes * height
+    if n_bytes < end and spec.on_read_error == "fail":
         raise SourceError(
             f"{spec.uri} is cut short: its pixels should end at byte {end}, the file has {n_bytes} bytes; copy it again"
         )
-    mapped = np.memmap(spec.uri, np.uint8, mode="r", offset=start, shape=(height, row_bytes))
-    rows = np.ndarray((height, width, len(order)), np.uint8, buffer=mapped, strides=(row_bytes, len(order), 1))[::direction]
+    n_there = min(height, max(0, n_bytes - start) // row_bytes)
+    mapped = np.memmap(spec.uri, np.uint8, mode="r", offset=start, shape=(n_there, row_bytes)) if n_there else b""
+    rows = np.ndarray((n_there, width, len(order)), np.uint8, buffer=mapped, strides=(row_bytes, len(order), 1))[::direction]
     info = _info(spec, height=height, width=width, n_bands=len(channels))
-    return BmpScene(rows, info, bands, channels)
+    return BmpScene(rows, info, bands, channels, first_row=height - n_there if direction < 0 else 0)
 
 
 def _header(spec: SceneSpec) -> tuple[tuple[int, int], tuple[str, int, int, int]]:

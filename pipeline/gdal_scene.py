@@ -6,6 +6,7 @@ Only a short list of drivers may open it. The list matters: GDAL opens a file by
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,19 +30,21 @@ from pipeline.scene_info import (
     SceneSpec,
     Tile,
     check_bands,
+    check_block_bytes,
     check_dtype,
     check_inside,
+    check_ratio,
+    check_regular,
     check_size,
     local_path,
     where_valid,
 )
+from pipeline.window import Window
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
-
-    from pipeline.window import Window
 
 DRIVERS = ("GTiff", "JP2OpenJPEG", "PNG", "JPEG")
 """The formats that are read. A cloud-optimised GeoTIFF is a GTiff."""
@@ -51,11 +54,18 @@ GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 public name."""
 
 _OPTIONS = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # companions have exact names, which are checked below
     "GDAL_PAM_ENABLED": "NO",  # neither read nor write .aux.xml files beside the scene
     "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # the fast path returns zeros for a truncated PNG
     "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",  # damaged JPEG data is otherwise decoded as grey
 }
 
+LOST_TAG = "ATROUS_LOST"
+"""In a staged copy, the places of which its source gave nothing: JSON, [row, column, height, width] each."""
+
+_COMPANIONS = (".msk", ".MSK", ".ovr", ".OVR")
+_TIFF_STARTS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+_IN_ORDER = frozenset({"PNG", "JPEG"})
 _MAX_STRIP_BYTES = 64 * 2**20
 _MIN_STRIP_ROWS = 64
 _MAX_JP2_TILE_PX = 4096 * 4096
@@ -76,10 +86,15 @@ class _Layout:
 
 
 class GdalScene:
-    """A raster file. For one thread: the handle is not thread-safe."""
+    """A raster file. For one thread: the handle is not thread-safe.
+
+    A handle that failed once is not used again. Measured with GDAL 3.10: the second read of a damaged tile gives the buffer that was not
+    decoded as pixels, without an error, where ``GDAL_NUM_THREADS`` is set; and a JPEG goes on with the row behind the damage.
+    """
 
     def __init__(self, reader: DatasetReader, info: SceneInfo, layout: _Layout) -> None:
         self._reader = reader
+        self._failed = False
         self._layout = layout
         self._info = info
 
@@ -98,6 +113,25 @@ class GdalScene:
         """All bands of the file, counted from 1, but the alpha band; as many as ``info.n_bands``."""
         return self._layout.colours
 
+    @property
+    def in_order(self) -> bool:
+        """Whether rows can only be decoded from the first one on."""
+        if self._reader.driver == "GTiff" and self._info.block_shape[0] == 1 < self._info.height:
+            # GDAL reads a single large strip row by row, and calls each a block; only the first has a place in the file.
+            first, second = (self._reader.get_tag_item(f"BLOCK_OFFSET_0_{row}", "TIFF", bidx=1) for row in (0, 1))
+            return first is not None and second is None
+        return self._reader.driver in _IN_ORDER
+
+    @property
+    def lost(self) -> tuple[Window, ...]:
+        """Places of which the source of a staged copy gave nothing."""
+        try:
+            places = json.loads(self._reader.tags().get(LOST_TAG, "[]"))
+            windows = [Window(row_off=row, col_off=col, height=height, width=width) for row, col, height, width in places]
+            return tuple(window for window in windows if self._info.window.contains(window))
+        except (ValueError, TypeError):
+            return ()
+
     def read(self, window: Window) -> Tile:
         """Read a window that lies inside the scene.
 
@@ -111,8 +145,11 @@ class GdalScene:
         check_inside(self._info, window)
         try:
             with gdal_environment():
+                if self._failed:
+                    self._open_anew()
                 pixels, valid = self._pixels_and_valid(window)
         except GDAL_ERRORS as error:
+            self._failed = True
             reason = str(error.__cause__ or error)
         else:
             return Tile(window=window, pixels=pixels, valid=valid)
@@ -133,6 +170,11 @@ class GdalScene:
             return pixels, self._reader.read_masks(1, window=place) != 0
         return pixels, where_valid(pixels, self._info.nodata)
 
+    def _open_anew(self) -> None:
+        self._reader.close()
+        self._reader = _open_reader(Path(self._reader.name))
+        self._failed = False
+
     def close(self) -> None:
         """Give back the file handle."""
         self._reader.close()
@@ -152,6 +194,9 @@ def gdal_environment(**options: str) -> rasterio.Env:
 def open_gdal_scene(spec: SceneSpec) -> GdalScene:
     """Open the file of ``spec`` and check all that can be checked without decoding pixels."""
     path = local_path(spec.uri).absolute()
+    if path.exists():
+        check_regular(path)
+    _check_companions(path)
     try:
         with gdal_environment():
             return _opened(spec, path)
@@ -164,12 +209,36 @@ def open_gdal_scene(spec: SceneSpec) -> GdalScene:
     )
 
 
-def _opened(spec: SceneSpec, path: Path) -> GdalScene:
+def _check_companions(path: Path) -> None:
+    """Refuse files that GDAL would take for the mask or the overviews of ``path`` and that are no TIFF of the same folder.
+
+    GDAL opens them with any of its drivers: a mask that is a VRT may show any file of the machine.
+    """
+    for companion in (path.with_name(path.name + suffix) for suffix in _COMPANIONS):
+        if not companion.exists():
+            continue
+        near = companion.resolve().parent in {path.parent.resolve(), path.resolve().parent}
+        if not near or not companion.is_file() or not _starts_as_tiff(companion):
+            raise SourceError(
+                f"{companion} would be read as the mask or the overviews of the scene; a TIFF in the same folder is expected; move it away"
+            )
+
+
+def _starts_as_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF_STARTS
+
+
+def _open_reader(path: Path) -> DatasetReader:
     # An absolute path never starts with a driver's prefix. rasterio.open takes no list of drivers (1.4, 1.5),
     # its reader does.
     with warnings.catch_warnings():  # a scene without georeference is as good as any other
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        reader = DatasetReader(str(path), driver=list(DRIVERS))
+        return DatasetReader(str(path), driver=list(DRIVERS))
+
+
+def _opened(spec: SceneSpec, path: Path) -> GdalScene:
+    reader = _open_reader(path)
     try:
         return _checked(spec, reader)
     except BaseException:
@@ -183,11 +252,24 @@ def _checked(spec: SceneSpec, reader: DatasetReader) -> GdalScene:
         raise SourceError(f"{spec.uri} holds no band of its own, perhaps several images; extract one with gdal_translate")
     check_size(spec, reader.height, reader.width)
     check_bands(spec, spec.bands or (), reader.count)
+    _check_bytes(spec, reader)
     layout = _layout(spec, reader)
     check_dtype(spec.uri, reader.dtypes[layout.bands[0] - 1])
     _check_no_palette(spec.uri, reader, layout)
-    check_complete(spec.uri, reader)
+    if spec.on_read_error == "fail":
+        check_complete(spec.uri, reader)
     return GdalScene(reader, _info(spec, reader, layout), layout)
+
+
+def _check_bytes(spec: SceneSpec, reader: DatasetReader) -> None:
+    """Refuse bombs. A GeoTIFF may be sparse, and costs only those of its blocks that are read, so they are what is limited."""
+    itemsize = max(np.dtype(dtype).itemsize for dtype in reader.dtypes)
+    if reader.driver != "GTiff":
+        n_pixels = reader.height * reader.width
+        check_ratio(spec, n_pixels=n_pixels, n_bytes=n_pixels * reader.count * itemsize, file_bytes=Path(spec.uri).stat().st_size)
+        return
+    shared = reader.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "PIXEL"
+    check_block_bytes(spec.uri, (*reader.block_shapes[0], reader.count if shared else 1), itemsize)
 
 
 def _layout(spec: SceneSpec, reader: DatasetReader) -> _Layout:

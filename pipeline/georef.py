@@ -10,6 +10,7 @@ transform follow Affine's order and map the outer corner of pixel (row, col)::
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 """What GDAL reports for a raster that has no transform."""
+
+_CODE = re.compile(r"(urn:ogc:def:crs:)?[A-Za-z]+:([\d.]*:)?[A-Za-z]*\d+")
+_WKT = re.compile(r"\s*[A-Za-z]\w*\s*[\[(]")
+_FILES_IN_WKT = ("grids=", "+init", "+file", "parameterfile")
+"""What makes PROJ open a file, in lower case; ``nadgrids=@null``, of Web Mercator, does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +148,15 @@ class Georef:
 
 
 def wkt_of_code(code: str) -> str:
-    """Return the WKT of a CRS given as text, such as ``EPSG:32618``; SpecError where nobody knows it."""
+    """Return the WKT of a CRS given as WKT or as a code such as ``EPSG:32618``; SpecError where nobody knows it.
+
+    PROJ and GDAL take other texts too, among them paths and addresses, which they would read.
+    """
+    quiet = code.lower().replace("nadgrids=@null", "")
+    if not (_CODE.fullmatch(code) or (_WKT.match(code) and not any(word in quiet for word in _FILES_IN_WKT))):
+        raise SpecError(
+            f"the CRS {code[:80]!r} was given; an authority code such as EPSG:32618, or WKT without files, is expected"
+        )
     try:
         return str(CRS.from_string(code).to_wkt())
     except CRSError as error:

@@ -1,7 +1,8 @@
 """How do pixels get in? Open a raster of any kind, and read any window of it as a `Tile`.
 
-`open_scene` chooses the reader (`pipeline.zarr_scene` for Zarr directories, `pipeline.bmp_scene` for BMP, `pipeline.gdal_scene`
-for other files), which refuses what is damaged or not local. `read_reflected` lets a window reach outside the scene::
+`open_scene` chooses the reader (`pipeline.zarr_scene` for Zarr directories, `pipeline.bmp_scene` for BMP, `pipeline.vrt_scene` for VRT
+where that is allowed, `pipeline.gdal_scene` for other files), which refuses what is damaged or not local; or lets
+`pipeline.tolerant_scene` make the best of it, where the spec says so. `read_reflected` lets a window reach outside the scene::
 
     scene     a b c d            columns 0 .. 3
     window  c b a b c d c b a b  columns -2 .. 7: the edge pixel is not repeated
@@ -12,21 +13,27 @@ seen.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.bmp_scene import is_bmp, open_bmp_scene
 from pipeline.errors import SourceError
-from pipeline.gdal_scene import open_gdal_scene
-from pipeline.scene_info import Scene, SceneInfo, SceneSpec, Tile, local_path
+from pipeline.gdal_scene import DRIVERS, open_gdal_scene
+from pipeline.scene_info import Scene, SceneInfo, SceneSpec, Tile, check_regular, local_path
+from pipeline.tolerant_scene import TolerantScene
+from pipeline.vrt import is_vrt, read_vrt
+from pipeline.vrt_scene import VrtScene, open_vrt_scene
 from pipeline.window import Window
 from pipeline.zarr_scene import is_zarr, open_zarr_scene
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-__all__ = ["Scene", "SceneInfo", "SceneSpec", "Tile", "open_scene", "read_reflected"]
+__all__ = ["Scene", "SceneInfo", "SceneSpec", "Tile", "open_scene", "read_reflected", "scene_files", "unreadable_in"]
 
 
 def open_scene(spec: SceneSpec) -> Scene:
@@ -41,11 +48,57 @@ def open_scene(spec: SceneSpec) -> Scene:
     path = local_path(spec.uri)
     if not path.exists():
         raise SourceError(f"{spec.uri} does not exist; give the path of a raster file or of a Zarr directory")
+    check_regular(path)
     if not path.is_dir():
-        return open_bmp_scene(spec) if is_bmp(path) else open_gdal_scene(spec)
+        return _open_file(spec, path)
     if is_zarr(path):
-        return open_zarr_scene(spec)
+        return _tolerating(spec, open_zarr_scene)
     raise SourceError(f"{spec.uri} is a directory without zarr.json, .zarray or .zgroup; give a raster file or a Zarr directory")
+
+
+def unreadable_in(scene: Scene, window: Window) -> tuple[Window, ...]:
+    """Return the places in a window that was read and could not be read; none where that is an error (`SceneSpec.on_read_error`)."""
+    return scene.unreadable(window) if isinstance(scene, TolerantScene | VrtScene) else ()
+
+
+def scene_files(spec: SceneSpec) -> list[Path]:
+    """Return the files that hold the pixels: one, all in a Zarr directory, or a VRT and what it is made of."""
+    path = Path(spec.uri)
+    if path.is_dir():
+        root = path.resolve()
+        inside = (item for item in path.rglob("*") if not item.is_symlink() or item.resolve().is_relative_to(root))
+        return sorted(item for item in inside if item.is_file())
+    return [path, *(file for file in read_vrt(path).files if file.is_file())] if spec.allow_vrt and is_vrt(path) else [path]
+
+
+def _open_file(spec: SceneSpec, path: Path) -> Scene:
+    try:
+        bmp, vrt = is_bmp(path), is_vrt(path)
+    except OSError as error:
+        raise SourceError(f"{spec.uri} cannot be read: {error}; check its rights and the disk") from error
+    if bmp:
+        return _tolerating(spec, open_bmp_scene)
+    if not vrt:
+        return _open_gdal(spec)
+    if spec.allow_vrt:
+        return open_vrt_scene(spec, _open_gdal)
+    raise SourceError(
+        f"{spec.uri} does not open: it is a VRT, which names other files; the allowed drivers are {', '.join(DRIVERS)}: convert it with "
+        "gdal_translate -of COG, or give --allow-vrt if it is a plain mosaic of files in its own folder"
+    )
+
+
+def _open_gdal(spec: SceneSpec) -> Scene:
+    first = open_gdal_scene(spec)
+    if spec.on_read_error == "fail":
+        return first
+    with first:
+        in_order, lost = first.in_order, first.lost
+    return TolerantScene(lambda: open_gdal_scene(spec), in_order=in_order, lost=lost)
+
+
+def _tolerating(spec: SceneSpec, opener: Callable[[SceneSpec], Scene]) -> Scene:
+    return opener(spec) if spec.on_read_error == "fail" else TolerantScene(lambda: opener(spec))
 
 
 def read_reflected(scene: Scene, window: Window) -> Tile:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
 
 import numpy as np
 
@@ -24,10 +25,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MaskKind = Literal["none", "value", "alpha", "mask"]
+OnReadError = Literal["fail", "nodata"]
 
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 """Pixel types that are read. Complex pixels have no brightness, and 64-bit integers do not fit into the
 float64 of a stretch."""
+
+MAX_PIXELS = 2**40
+"""Largest height x width that is read where nobody gave another limit, px."""
+MAX_BANDS = 1024
+"""Most bands that a scene may have."""
+MAX_BLOCK_BYTES = 2 * 2**30
+"""Largest block or chunk of a file that is read, bytes, decoded: it is decoded whole, so a header may otherwise ask for all memory."""
+_BOMB_RATIO = 1000
+"""Decoded bytes a byte of a PNG, JPEG or JPEG 2000 file, above which a large one is taken for a bomb: deflate reaches 1032 with zeros."""
+_BOMB_PIXELS = 2**30
 
 # GDAL reads "NAME:rest" as a driver's own address, which can reach the network, other files or the process's
 # memory. One letter is a drive on Windows.
@@ -45,15 +57,22 @@ class SceneSpec:
     nodata: float | None = None
     """Value that means "no data", in place of whatever the file says (its alpha band and mask included).
     None: as the file says."""
-    max_pixels: int = 2**40
-    """Largest height x width that is accepted, px; checked before the first read."""
+    max_pixels: int | None = None
+    """Largest height x width that is accepted, px; checked before the first read. None: `MAX_PIXELS`, and fewer where a file has
+    suspiciously few bytes."""
+    on_read_error: OnReadError = "fail"
+    """What pixels become that cannot be read: an error, or pixels without data whose places are named."""
+    allow_vrt: bool = False
+    """Whether a VRT is read: a text that names other files, which must lie in its own folder."""
 
     def __post_init__(self) -> None:
         if not self.uri:
             raise SpecError("an empty path was given as the scene; give the path of a raster file or of a Zarr directory")
         if self.bands is not None and (not self.bands or min(self.bands) < 1):
             raise SpecError(f"bands {self.bands} were asked for; give at least one, counted from 1, for example 1,2,3")
-        if self.max_pixels < 1:
+        if self.on_read_error not in get_args(OnReadError):
+            raise SpecError(f"on_read_error {self.on_read_error!r} was given; choose one of {', '.join(get_args(OnReadError))}")
+        if self.max_pixels is not None and self.max_pixels < 1:
             raise SpecError(f"a limit of {self.max_pixels} px was given for the scene; give at least 1")
 
 
@@ -184,16 +203,45 @@ def check_dtype(uri: str, dtype: str) -> None:
 
 def check_size(spec: SceneSpec, height: int, width: int) -> None:
     """Refuse scenes with more pixels than the spec allows, before any is read."""
-    if height * width > spec.max_pixels:
+    limit = MAX_PIXELS if spec.max_pixels is None else spec.max_pixels
+    if height * width > limit:
         raise SourceError(
-            f"{spec.uri} declares {height} x {width} = {height * width} px; at most {spec.max_pixels} px "
-            "are accepted; raise the "
-            "limit if the file is trusted"
+            f"{spec.uri} declares {height} x {width} = {height * width} px; at most {limit} px are accepted; raise the limit with "
+            "--max-pixels if the file is trusted"
         )
 
 
+def check_ratio(spec: SceneSpec, *, n_pixels: int, n_bytes: int, file_bytes: int) -> None:
+    """Refuse a compressed file that declares more than its bytes can well hold, unless the spec has a limit of its own."""
+    if spec.max_pixels is None and n_pixels > _BOMB_PIXELS and n_bytes > _BOMB_RATIO * file_bytes:
+        raise SourceError(
+            f"{spec.uri} declares {n_pixels} px ({n_bytes} bytes) in a file of {file_bytes} bytes, {n_bytes // max(1, file_bytes)} "
+            f"to 1; at most {_BOMB_RATIO} to 1 is expected of a scene so large; give --max-pixels {n_pixels} if the file is trusted"
+        )
+
+
+def check_block_bytes(uri: str, shape: tuple[int, ...], itemsize: int) -> None:
+    """Refuse blocks or chunks of ``shape`` that would take too much memory when one is decoded."""
+    n_bytes = math.prod(shape) * itemsize
+    if n_bytes > MAX_BLOCK_BYTES:
+        raise SourceError(
+            f"{uri} has chunks of {shape}, {n_bytes} bytes each; at most {MAX_BLOCK_BYTES} bytes are read at once; rechunk it"
+        )
+
+
+def check_regular(path: Path) -> None:
+    """Refuse what is neither a file nor a folder: reading a pipe or a device may never end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise SourceError(f"{path} is a pipe, a socket or a device; only files and folders are read: copy it to a file")
+
+
 def check_bands(spec: SceneSpec, bands: tuple[int, ...], n_stored: int) -> None:
-    """Refuse band numbers that the file does not have."""
+    """Refuse band numbers that the file does not have, and files with too many."""
+    if n_stored > MAX_BANDS:
+        raise SourceError(
+            f"{spec.uri} declares {n_stored} bands; at most {MAX_BANDS} are read; extract some, for example with gdal_translate -b 1"
+        )
     beyond = [band for band in bands if band > n_stored]
     if beyond:
         raise SourceError(

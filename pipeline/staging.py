@@ -5,7 +5,8 @@ such a scene once, strip by strip, and gives back the spec of a file with the sa
 ones.
 
 The copy is written under a temporary name, read back and compared, flushed to disk and only then renamed: a
-file of the final name is complete.
+file of the final name is complete. What the source could not give, where that is no error, is listed in a tag
+of the copy, so that a later call that finds it knows as much.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import shutil
 import uuid
 import zlib
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,11 @@ from rasterio.windows import Window as RasterioWindow
 from pipeline.damage import check_complete
 from pipeline.durable_file import publish
 from pipeline.errors import SourceError, SpecError, StoreError
-from pipeline.gdal_scene import GDAL_ERRORS, gdal_environment, open_gdal_scene
+from pipeline.gdal_scene import GDAL_ERRORS, LOST_TAG, gdal_environment, open_gdal_scene
+from pipeline.scene import open_scene, scene_files, unreadable_in
 from pipeline.scene_info import SceneSpec
+from pipeline.vrt import is_vrt
+from pipeline.vrt_scene import VrtScene, open_vrt_scene
 from pipeline.window import Window
 
 if TYPE_CHECKING:
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetWriter
 
     from pipeline.gdal_scene import GdalScene
-    from pipeline.scene_info import SceneInfo, Tile
+    from pipeline.scene_info import Scene, SceneInfo, Tile
 
 _TAG = "ATROUS_STAGED_FROM"
 _MAX_STRIP_BYTES = 512 * 2**20
@@ -72,29 +76,36 @@ def stage(scene_spec: SceneSpec, dest: Path, on_progress: Callable[[int, int], N
     source_path = Path(scene_spec.uri)
     if source_path.is_dir():
         raise SpecError(f"{scene_spec.uri} is a directory; only files are staged; read the Zarr store as it is")
-    with open_gdal_scene(scene_spec) as selected:
+    with _open_plain(scene_spec) as selected:
         colours = selected.colours
         result = _staged_spec(scene_spec, dest, selected)
         stored_bands = replace(scene_spec, bands=colours)
-    with open_gdal_scene(stored_bands) as scene:
-        origin = _origin(source_path, scene)
+    with open_scene(stored_bands) as scene:
+        origin = _origin(stored_bands, scene)
         if not _is_finished(dest, origin):
             _write_durably(scene, dest, origin, on_progress)
     return result
 
 
-def _staged_spec(spec: SceneSpec, dest: Path, scene: GdalScene) -> SceneSpec:
+def _open_plain(spec: SceneSpec) -> GdalScene | VrtScene:
+    if spec.allow_vrt and is_vrt(Path(spec.uri)):
+        return open_vrt_scene(spec, open_gdal_scene)
+    return open_gdal_scene(spec)
+
+
+def _staged_spec(spec: SceneSpec, dest: Path, scene: GdalScene | VrtScene) -> SceneSpec:
     """Return the spec of the copy: bands counted among those that are copied, nodata as the source has it."""
     bands = tuple(scene.colours.index(band) + 1 for band in scene.bands)
     return replace(spec, uri=str(dest), bands=bands, nodata=scene.info.nodata)
 
 
-def _origin(path: Path, scene: GdalScene) -> str:
+def _origin(spec: SceneSpec, scene: Scene) -> str:
     """Return what tells this source from another: size, time of change, and what the header says."""
-    status = path.stat()
+    stats = [path.stat() for path in scene_files(spec)]
     facts = {
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
+        "size": sum(status.st_size for status in stats),
+        "mtime_ns": max(status.st_mtime_ns for status in stats),
+        "on_read_error": spec.on_read_error,
         "bands": scene.bands,
         "info": scene.info.to_dict(),
     }
@@ -113,7 +124,7 @@ def _is_finished(dest: Path, origin: str) -> bool:
         return False
 
 
-def _write_durably(scene: GdalScene, dest: Path, origin: str, on_progress: Callable[[int, int], None] | None) -> None:
+def _write_durably(scene: Scene, dest: Path, origin: str, on_progress: Callable[[int, int], None] | None) -> None:
     """Write under a temporary name, check, flush, rename."""
     partial = dest.absolute().with_name(f"{dest.name}.{uuid.uuid4().hex}.partial")
     try:
@@ -148,7 +159,7 @@ def _bytes_needed(info: SceneInfo) -> int:
     return info.height * info.width * per_pixel + 2**16
 
 
-def _copy(scene: GdalScene, path: Path, origin: str, on_progress: Callable[[int, int], None] | None) -> list[int]:
+def _copy(scene: Scene, path: Path, origin: str, on_progress: Callable[[int, int], None] | None) -> list[int]:
     """Copy strips as high as a tile, so that each tile is compressed once; return their checksums."""
     checksums = []
     with (
@@ -162,6 +173,9 @@ def _copy(scene: GdalScene, path: Path, origin: str, on_progress: Callable[[int,
             checksums.append(_checksum(tile))
             if on_progress is not None:
                 on_progress(strip.row_end, scene.info.height)
+        lost = [astuple(place) for place in unreadable_in(scene, scene.info.window)]
+        if lost:
+            target.update_tags(**{LOST_TAG: json.dumps(lost)})
     return checksums
 
 
@@ -173,14 +187,14 @@ def _write(target: DatasetWriter, tile: Tile, *, with_mask: bool) -> None:
         target.write_mask(tile.valid, window=place)
 
 
-def _check_written(path: Path, scene: GdalScene, origin: str, checksums: list[int]) -> None:
+def _check_written(path: Path, scene: Scene, origin: str, checksums: list[int]) -> None:
     """Read the copy back, strip by strip.
 
     GDAL says nothing when a disk is full while it closes a file: measured, a copy that lacked one byte had
     lost its mask, and so all of its pixels were valid.
     """
     try:
-        with open_gdal_scene(SceneSpec(uri=str(path), nodata=scene.info.nodata)) as copy:
+        with open_scene(SceneSpec(uri=str(path), nodata=scene.info.nodata, on_read_error="nodata")) as copy:
             same = [_checksum(copy.read(strip)) for strip in _strips(scene.info)] == checksums
     except SourceError as error:
         raise OSError(str(error)) from error

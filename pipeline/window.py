@@ -110,6 +110,41 @@ class Window:
         return slice(self.row_off, self.row_end), slice(self.col_off, self.col_end)
 
 
+def disjoint(windows: Iterable[Window]) -> tuple[Window, ...]:
+    """Return windows that cover the same pixels, each once, from top to bottom; neighbours are joined.
+
+    Examples
+    --------
+    >>> [str(w.to_slices()) for w in disjoint([Window.of_shape((2, 3)), Window(row_off=1, col_off=0, height=2, width=3)])]
+    ['(slice(0, 3, None), slice(0, 3, None))']
+    """
+    waiting = sorted(windows, reverse=True)
+    edges = sorted({edge for window in waiting for edge in (window.row_off, window.row_end)})
+    active: list[Window] = []
+    begun: dict[tuple[int, int], int] = {}
+    found = []
+    for row in edges:
+        active = [window for window in active if window.row_end > row]
+        while waiting and waiting[-1].row_off == row:
+            active.append(waiting.pop())
+        spans = set(_union((window.col_off, window.col_end) for window in active))
+        ended = [span for span in begun if span not in spans]
+        found += [Window.from_bounds(rows=(begun.pop(span), row), cols=span) for span in ended]
+        begun |= {span: row for span in spans if span not in begun}
+    return tuple(sorted(found))
+
+
+def _union(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the spans with those that touch joined."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
+
+
 def hull(windows: Iterable[Window]) -> Window:
     """Return the smallest window that contains all of ``windows`` (at least one)."""
     items = list(windows)

@@ -21,18 +21,20 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import zarr
 
-from pipeline.errors import SourceError, SpecError
+from pipeline.errors import PipelineError, SourceError, SpecError
 from pipeline.georef import Georef, wkt_of_code
 from pipeline.scene_info import (
     SceneInfo,
     SceneSpec,
     Tile,
     check_bands,
+    check_block_bytes,
     check_dtype,
     check_inside,
     check_size,
     where_valid,
 )
+from pipeline.zarr_guard import InsideStore, check_codecs, is_plain_name
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,10 +45,7 @@ if TYPE_CHECKING:
 
 Order = Literal["yx", "byx", "yxb"]
 
-MAX_CHUNK_BYTES = 2 * 2**30
-"""Largest chunk that is read, bytes, decoded: a chunk is decoded whole, so a header may otherwise ask for all
-memory."""
-
+_MAX_CENTRES = 2**26
 _MARKERS = ("zarr.json", ".zarray", ".zgroup")
 _Y_NAMES = frozenset({"y", "lat", "latitude", "row", "rows", "height", "northing"})
 _X_NAMES = frozenset({"x", "lon", "longitude", "col", "cols", "column", "width", "easting"})
@@ -135,12 +134,24 @@ def is_zarr(path: Path) -> bool:
 
 def open_zarr_scene(spec: SceneSpec) -> ZarrScene:
     """Open the array of ``spec`` and check all that can be checked without decoding pixels."""
+    try:
+        return _described(spec)
+    except PipelineError:
+        raise
+    except Exception as error:  # metadata may hold anything, and zarr raises many kinds
+        raise SourceError(
+            f"{spec.uri} has metadata that make no sense: {error}; a 2-D or 3-D array is expected; make or copy it again"
+        ) from error
+
+
+def _described(spec: SceneSpec) -> ZarrScene:
     found = _find(spec.uri)
+    check_codecs(spec.uri, found.array.metadata.to_dict())
     check_dtype(spec.uri, str(found.array.dtype))
     order = _order(spec.uri, found)
     height, width, n_bands = _sizes(found.array.shape, order)
     check_size(spec, height, width)
-    _check_chunks(spec.uri, found.array)
+    check_block_bytes(spec.uri, tuple(map(int, found.array.chunks)), found.array.dtype.itemsize)
     bands = spec.bands or tuple(range(1, n_bands + 1))
     check_bands(spec, bands, n_bands)
     nodata = spec.nodata if spec.nodata is not None else _nodata(spec.uri, dict(found.array.attrs))
@@ -183,11 +194,14 @@ def _find(uri: str) -> _Found:
 
 def _open(uri: str, path: Path) -> zarr.Array[Any] | zarr.Group:
     try:
-        return zarr.open(str(path), mode="r")
+        node: zarr.Array[Any] | zarr.Group = zarr.open(InsideStore(path, read_only=True), mode="r", use_consolidated=False)
+    except SourceError:
+        raise
     except Exception as error:  # zarr raises many kinds for metadata that makes no sense
         raise SourceError(
             f"{uri} does not open as Zarr: {error}; version 2 or 3 metadata is expected; make or copy it again"
         ) from error
+    return node
 
 
 def _only_array(uri: str, group: zarr.Group) -> zarr.Array[Any] | None:
@@ -235,16 +249,6 @@ def _sizes(shape: tuple[int, ...], order: Order) -> tuple[int, int, int]:
     return (shape[1], shape[2], shape[0]) if order == "byx" else (shape[0], shape[1], shape[2])
 
 
-def _check_chunks(uri: str, array: zarr.Array[Any]) -> None:
-    n_bytes = int(np.prod([int(side) for side in array.chunks], dtype=object)) * array.dtype.itemsize
-    if n_bytes > MAX_CHUNK_BYTES:
-        raise SourceError(
-            f"{uri} has chunks of {tuple(array.chunks)}, {n_bytes} bytes each; at most {MAX_CHUNK_BYTES} "
-            "bytes are read at once; "
-            "rechunk it"
-        )
-
-
 def _nodata(uri: str, attributes: dict[str, Any]) -> float | None:
     """Return the attribute ``nodata`` or ``_FillValue`` as a number."""
     value = attributes.get("nodata", attributes.get("_FillValue"))
@@ -280,9 +284,15 @@ def _crs_wkt(found: _Found) -> str | None:
 
 def _grid_mapping(found: _Found) -> dict[str, Any]:
     """Return the attributes of the CF grid mapping variable."""
-    name = found.attributes.get("grid_mapping", "spatial_ref")
-    variable = found.group.get(str(name)) if found.group is not None else None
+    variable = _member(found, str(found.attributes.get("grid_mapping", "spatial_ref")))
     return {} if variable is None else dict(variable.attrs)
+
+
+def _member(found: _Found, name: str) -> zarr.Array[Any] | zarr.Group | None:
+    """Return what the metadata mean by ``name``: a member of the same group, or nothing."""
+    if found.group is None or not is_plain_name(name):
+        return None
+    return found.group.get(name)
 
 
 def _transform(found: _Found, shape: tuple[int, int]) -> tuple[float, ...] | None:
@@ -300,9 +310,15 @@ def _transform(found: _Found, shape: tuple[int, int]) -> tuple[float, ...] | Non
 def _axis(found: _Found, known: frozenset[str], size: int) -> tuple[float, float] | None:
     """Return (first centre, step) of an axis' coordinates; None where they are missing or uneven."""
     name = next((name for name in found.names if name in known), None)
-    array = found.group.get(name) if found.group is not None and name is not None else None
+    array = None if name is None else _member(found, name)
     if not isinstance(array, zarr.Array) or array.shape != (size,) or size < 2 or array.dtype.kind not in "iuf":
         return None
+    check_codecs(f"the coordinate {name}", array.metadata.to_dict())
+    check_block_bytes(f"the coordinate {name}", tuple(map(int, array.chunks)), array.dtype.itemsize)
+    if size > _MAX_CENTRES:
+        raise SourceError(
+            f"the coordinate {name} has {size} values; at most {_MAX_CENTRES} are read: state the place with spatial:transform"
+        )
     centres = np.asarray(array[:], dtype=np.float64)
     step = (centres[-1] - centres[0]) / (size - 1)
     even = centres[0] + step * np.arange(size)

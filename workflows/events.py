@@ -13,6 +13,10 @@ BlockIndex = tuple[int, int]
 """(row, column) of a block."""
 
 
+Place = tuple[int, int, int, int]
+"""(first row, first column, height, width) in the scene, px."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockReceipt:
     """A block whose bytes are durable, or one that holds nodata only and has none."""
@@ -37,6 +41,8 @@ class BlockReceipt:
     """1 for the first try."""
     stage_s: dict[str, float] = field(default_factory=dict)
     """Wall time of each stage (read, network, crf, label, write, wait), s."""
+    unreadable: tuple[Place, ...] = ()
+    """Parts of the write window that the scene did not give, and that are nodata for that reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

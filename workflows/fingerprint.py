@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.engine.engines import choose_engine
+from pipeline.scene import scene_files
 from pipeline.spec import ALGORITHM_VERSION, SegmentSpec
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ def hard_fields(spec: SegmentSpec, scene: SceneInfo) -> dict[str, Any]:
     return _flatten(
         {
             "input": {
-                **_file_identity(Path(spec.scene.uri)),
+                **_file_identity(scene_files(spec.scene)),
                 "header": scene.to_dict(),
                 "bands": spec.scene.bands,
                 "nodata": spec.scene.nodata,
+                **({} if spec.scene.on_read_error == "fail" else {"on_read_error": spec.scene.on_read_error}),
             },
             "model": {"sha256": spec.model_sha256},
             **({} if spec.probabilities_from is None else {"probabilities": {"sha256": spec.probabilities_sha256}}),
@@ -68,9 +70,8 @@ def soft_fields(spec: SegmentSpec, engine: EngineSpec) -> dict[str, Any]:
     )
 
 
-def _file_identity(path: Path) -> dict[str, Any]:
-    """Return size, modification time and the hash of evenly spread samples of a file, or of a Zarr folder's files."""
-    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+def _file_identity(files: list[Path]) -> dict[str, Any]:
+    """Return size, modification time and the hash of evenly spread samples of a scene's files."""
     picked = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, 64).astype(int))]
     digest = hashlib.sha256()
     for file in picked:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from pipeline.durable_file import sync_directory
 from pipeline.errors import StoreError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from workflows.events import BlockIndex, Outcome
+    from workflows.events import BlockIndex, Outcome, Place
 
 FORMAT = 1
 _READ_BYTES = 1 << 15
@@ -31,8 +31,10 @@ _READ_BYTES = 1 << 15
 _HEAD = ("v", "run", "time_s")
 _RECEIPT = ("state", *(field.name for field in dataclasses.fields(BlockReceipt) if field.name != "state"))
 _ALLOWED = frozenset((*_HEAD, *_RECEIPT))
-_NEEDED = _ALLOWED - {"attempt", "stage_s"}
-"""Fields of a line with a receipt; the first versions wrote no others."""
+_USUAL = _ALLOWED - {"unreadable"}
+"""Fields of a line with a receipt; ``unreadable`` only stands where there is something to say."""
+_NEEDED = _USUAL - {"attempt", "stage_s"}
+"""The first versions wrote no others."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,7 @@ class Journal:
         self._run_id = run_id
         try:
             _drop_torn_tail(path)
-            self._file = path.open("ab")
+            self._file = path.open("ab", buffering=0)
             sync_directory(path.parent)
         except OSError as cause:
             raise StoreError(f"the journal {path} cannot be opened for writing: {cause}") from cause
@@ -63,19 +65,31 @@ class Journal:
     def append(self, *outcomes: Outcome) -> None:
         """Write one line per outcome and return when all are durable: what ended together is synced together."""
         lines = (json.dumps(_to_json(outcome, run_id=self._run_id), separators=(",", ":")) + "\n" for outcome in outcomes)
+        end = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write("".join(lines).encode())
-            self._file.flush()
+            self._write("".join(lines).encode())
             os.fsync(self._file.fileno())
         except OSError as cause:
+            self._take_back(end)
             raise StoreError(
                 f"the journal {self._path} cannot be written: {cause}; free some space and run the same command again"
             ) from cause
 
     def close(self) -> None:
-        """Close the file; a line that a full disk refused is offered to it once more, and does not count."""
+        """Close the file; nothing waits to be written."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
+
+    def _take_back(self, end: int) -> None:
+        """Cut off lines that may not be durable: after an fsync that failed, the next one says nothing about them."""
+        with contextlib.suppress(OSError):
+            self._file.truncate(end)
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> Self:
         return self
@@ -97,16 +111,28 @@ def read_values(path: Path) -> Iterator[tuple[int, Any]]:
     if not path.exists():
         return
     start = 0
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         while lines := file.readlines(_READ_BYTES):
             for line, value in zip(lines, _parse(lines), strict=True):
                 yield start, value
                 start += len(line)
 
 
+@contextlib.contextmanager
+def open_to_read(path: Path) -> Iterator[BinaryIO]:
+    """Open a journal; StoreError where the disk does not give it back."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as cause:
+        if isinstance(cause, StoreError):
+            raise
+        raise StoreError(f"the journal {path} cannot be read: {cause}; check the disk, and run the same command again") from cause
+
+
 def read_entry_at(path: Path, start: int, *, run_id: str) -> Entry | None:
     """Return the entry of the line that starts there; None where it is cut short, of another run, or cannot be read."""
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         file.seek(start)
         return parse_line(file.readline(), run_id=run_id, start=start)
 
@@ -130,10 +156,11 @@ def is_receipt(value: Any, *, run_id: str) -> bool:
     """Tell whether ``entry_of`` would make a receipt of a value, by its names alone: objects take as long as parsing."""
     return (
         isinstance(value, dict)
-        and (value.keys() == _ALLOWED or _NEEDED <= value.keys() <= _ALLOWED)
+        and (value.keys() == _USUAL or _NEEDED <= value.keys() <= _ALLOWED)
         and value["v"] == FORMAT
         and value["run"] == run_id
         and value["state"] in {"done", "nodata"}
+        and ("unreadable" not in value or _are_places(value["unreadable"]))
     )
 
 
@@ -146,7 +173,7 @@ def _to_json(outcome: Outcome, *, run_id: str) -> dict[str, Any]:
     """Return the fields of a line. Listed by name: `dataclasses.asdict` takes five times as long."""
     head = {"v": FORMAT, "run": run_id, "time_s": round(time.time(), 3)}
     if isinstance(outcome, BlockReceipt):
-        fields = {name: getattr(outcome, name) for name in _RECEIPT}
+        fields = {name: getattr(outcome, name) for name in _RECEIPT if name != "unreadable" or outcome.unreadable}
         return {**head, **fields, "chunks": [(chunk.key, chunk.n_bytes, chunk.crc32c) for chunk in outcome.chunks]}
     return {**head, "state": "failed", **dataclasses.asdict(outcome)}
 
@@ -177,7 +204,22 @@ def _outcome(data: dict[str, Any]) -> Outcome:
         raise ValueError(f"a block has the unknown state {state!r}")
     chunks = tuple(ChunkReceipt(key=key, n_bytes=n_bytes, crc32c=crc) for key, n_bytes, crc in data.pop("chunks"))
     counts = tuple(data.pop("class_counts"))
-    return BlockReceipt(block=(row, col), state=state, chunks=chunks, class_counts=counts, **data)
+    places = places_of(data.pop("unreadable", ()))
+    return BlockReceipt(block=(row, col), state=state, chunks=chunks, class_counts=counts, unreadable=places, **data)
+
+
+def places_of(value: Any) -> tuple[Place, ...]:
+    """Return what a line says of unreadable places; ValueError where it makes no sense."""
+    if not _are_places(value):
+        raise ValueError(f"{value!r} is no list of places")
+    return tuple((row, col, height, width) for row, col, height, width in value)
+
+
+def _are_places(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(place, list) and [type(number) for number in place] == [int] * 4 and min(place) >= 0 < min(place[2:])
+        for place in value
+    )
 
 
 def _drop_torn_tail(path: Path) -> None:

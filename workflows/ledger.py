@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.window import Window, disjoint
 from workflows.events import BlockFailure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pipeline.grid import Blocks
-    from workflows.events import BlockIndex, Outcome
+    from workflows.events import BlockIndex, Outcome, Place
 
 _LEFT, _FAILED, _NODATA, _DONE = range(4)
 _FINISHED = {"nodata": _NODATA, "done": _DONE}
@@ -30,6 +31,8 @@ class Ledger:
         """Pixels of the finished blocks, nodata included."""
         self.stage_s: dict[str, float] = {}
         """Wall time of each stage, summed over the finished blocks, s."""
+        self.unreadable: dict[BlockIndex, tuple[Place, ...]] = {}
+        """Finished blocks of which the scene did not give everything, with the places that are nodata for that reason."""
         self._blocks = blocks
         self._states = np.full((blocks.n_rows, blocks.n_cols), _LEFT, np.uint8)
 
@@ -74,6 +77,7 @@ class Ledger:
             self.failures[outcome.block] = outcome
         else:
             self.finish(outcome.block, outcome.state, outcome.n_pixels, outcome.class_counts, outcome.stage_s)
+            self.note_unreadable(outcome.block, outcome.unreadable)
 
     def finish(
         self, block: BlockIndex, state: str, n_pixels: int, class_counts: Sequence[int], stage_s: Mapping[str, float]
@@ -82,12 +86,26 @@ class Ledger:
         self._states[block] = _FINISHED[state]
         self._add(n_pixels, class_counts, stage_s, sign=1)
 
+    def note_unreadable(self, block: BlockIndex, places: tuple[Place, ...]) -> None:
+        """Remember what the scene did not give of a finished block."""
+        if places:
+            self.unreadable[block] = places
+
+    def unreadable_windows(self) -> tuple[Window, ...]:
+        """Return what the scene did not give, joined over the edges of blocks."""
+        return disjoint(
+            Window(row_off=row, col_off=col, height=height, width=width)
+            for places in self.unreadable.values()
+            for row, col, height, width in places
+        )
+
     def take_back(self, outcome: Outcome) -> None:
         """Undo ``record``."""
         if isinstance(outcome, BlockFailure):
             del self.failures[outcome.block]
         else:
             self._add(outcome.n_pixels, outcome.class_counts, outcome.stage_s, sign=-1)
+            self.unreadable.pop(outcome.block, None)
         self._states[outcome.block] = _LEFT
 
     def holds(self, block: BlockIndex) -> bool:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.crf.energy import CrfSpec
     from pipeline.network.choices import Fusion, ImagePooling
     from pipeline.network.spec import ModelSpec, NetworkSpec
+    from pipeline.scene_info import OnReadError
 
     Fits = Callable[[SegmentSpec, SceneInfo, ModelSpec], bool]
 
@@ -60,6 +61,12 @@ class Request:
     """The CRF: a preset with changes, or value by value; None: without."""
     output: OutputSpec = field(default_factory=OutputSpec)
     """Chunks and arrays."""
+    on_read_error: OnReadError = "fail"
+    """What pixels of the scene become that cannot be read."""
+    allow_vrt: bool = False
+    """Whether the scene may be a VRT."""
+    max_pixels: int | None = None
+    """Largest scene that is accepted, px; None: what is usual."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +99,14 @@ def prepare(request: Request, *, fits: Fits = lambda *_: True) -> Prepared:
         backend(request.crf.backend).require()
     path = resolve_model(request.model)
     model = read_model_spec(path)
-    with open_scene(SceneSpec(uri=request.scene, nodata=request.nodata)) as scene:
+    whole = SceneSpec(
+        uri=request.scene,
+        nodata=request.nodata,
+        max_pixels=request.max_pixels,
+        on_read_error=request.on_read_error,
+        allow_vrt=request.allow_vrt,
+    )
+    with open_scene(whole) as scene:
         info = scene.info
     bands = request.bands or _first_bands(request.scene, info, model)
     if len(bands) != len(model.bands):
@@ -100,7 +114,7 @@ def prepare(request: Request, *, fits: Fits = lambda *_: True) -> Prepared:
             f"--bands {','.join(map(str, bands))} names {len(bands)} bands; the model {model.name} needs {len(model.bands)}: "
             f"{', '.join(model.bands)}"
         )
-    source = SceneSpec(uri=request.scene, bands=bands, nodata=request.nodata)
+    source = dataclasses.replace(whole, bands=bands)
     with open_scene(source) as scene:  # refuses bands that the scene does not have
         stretch = _stretch(scene, request.stretch)
     multiscale = _multiscale(request, model)

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.errors import StoreError
 from pipeline.receipt import check_receipt
 from workflows.events import BlockFailure, BlockReceipt
-from workflows.journal import entry_of, is_receipt, read_entry_at, read_values
+from workflows.journal import entry_of, is_receipt, places_of, read_entry_at, read_values
 from workflows.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -68,12 +68,21 @@ class Replay:
             self.recent.append((entry.time_s, 0))
 
     def _take_receipt(self, start: int, fields: dict[str, Any]) -> None:
-        block, n_pixels = tuple(fields["block"]), fields["n_pixels"]
-        files = [(key, n_bytes) for key, n_bytes, _crc in fields["chunks"]]
-        if not self._starts_anew(block, start):
+        n_classes, n_pixels = len(self.ledger.class_counts), fields["n_pixels"]
+        try:
+            row, col = fields["block"]
+            files = [(key, n_bytes) for key, n_bytes, _crc in fields["chunks"]]
+        except (TypeError, ValueError):
+            return  # a line whose bytes were damaged; its block is done again
+        block = row, col
+        if len(fields["class_counts"]) not in {0, n_classes or len(fields["class_counts"])} or not self._starts_anew(
+            block, start
+        ):
             return
         if self._out is None or _as_written(self._out, files):
             self.ledger.finish(block, fields["state"], n_pixels, fields["class_counts"], fields.get("stage_s", {}))
+            if "unreadable" in fields:
+                self.ledger.note_unreadable(block, places_of(fields["unreadable"]))
         else:
             self._damaged[block] = True
         self.recent.append((fields["time_s"], n_pixels))

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.memory import UNKNOWN_BYTES
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.crf.energy import CrfSpec
+    from pipeline.window import Window
     from workflows.plan import Estimate, Plan
     from workflows.segment_scene import Summary
 
 _STAGES = {"crf": "CRF", "wait": "waiting for their turn"}
 """How stages are called where it is not by their name."""
+_NAMED_PLACES = 20
+"""So many unreadable places are listed."""
 
 
 def plan_lines(plan: Plan, estimate: Estimate, *, verbose: bool = False) -> list[str]:
@@ -38,10 +45,14 @@ def plan_lines(plan: Plan, estimate: Estimate, *, verbose: bool = False) -> list
         *_crf_lines(plan),
         f"engine     {plan.engine}",
         f"workers    {staffing.n_workers} x {staffing.threads} thread(s)",
-        f"memory     {plan.memory.total_bytes / 2**30:.2f} GiB per worker, of {staffing.limit_bytes / 2**30:.2f} GiB",
+        f"memory     {plan.memory.total_bytes / 2**30:.2f} GiB per worker, of {_limit(staffing.limit_bytes)}",
         *(f"           {term.n_bytes / 2**20:8.0f} MiB  {term.name}" for term in plan.memory.terms),
         f"time       about {_duration(estimate.total_s)} from a timed piece of the scene (network {times[0]}, CRF {times[1]})",
     ]
+
+
+def _limit(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes < UNKNOWN_BYTES else "an unknown limit: no worker is there yet"
 
 
 def _crf_lines(plan: Plan) -> list[str]:
@@ -83,6 +94,7 @@ def status_lines(now: Any) -> list[str]:
         f"left     {eta}",
         *_stage_lines(now.stage_s),
         *(f"failed   block {failure.block}: {failure.error}" for failure in now.failures),
+        *unreadable_lines(now.unreadable),
     ]
 
 
@@ -102,7 +114,20 @@ def summary_lines(summary: Summary) -> list[str]:
         f"{state}: {summary.n_done} blocks done, {summary.n_nodata} nodata, {len(summary.failures)} failed of {summary.n_blocks}; "
         f"{summary.n_new} new in {_duration(summary.seconds)}"
     )
-    return [*lines, *_stage_lines(summary.stage_s), summary.out]
+    return [*lines, *_stage_lines(summary.stage_s), *unreadable_lines(summary.unreadable), summary.out]
+
+
+def unreadable_lines(places: Sequence[Window]) -> list[str]:
+    """Return what the scene did not give, in a few lines; none where it gave everything."""
+    if not places:
+        return []
+    total = sum(place.n_pixels for place in places)
+    named = [
+        f"           rows {place.row_off} to {place.row_end - 1}, columns {place.col_off} to {place.col_end - 1}"
+        for place in places[:_NAMED_PLACES]
+    ]
+    more = [f"           and {len(places) - _NAMED_PLACES} more, in failed.geojson"] if len(places) > _NAMED_PLACES else []
+    return [f"unreadable {total:,} pixels of the scene, which are nodata for that reason:", *named, *more]
 
 
 def _stage_lines(stage_s: dict[str, float]) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from pipeline.window import Window
     from workflows.events import BlockFailure
 
 _PAUSE_S = 600.0
@@ -46,6 +47,8 @@ class Status:
     """The quarantined blocks."""
     stage_s: dict[str, float] = field(default_factory=dict)
     """Wall time of each stage, summed over the finished blocks, s."""
+    unreadable: tuple[Window, ...] = ()
+    """Places that the scene did not give, and that are nodata for that reason."""
 
     @property
     def n_left(self) -> int:
@@ -81,6 +84,7 @@ def status(out: Path) -> Status:
         pixels_per_s=_speed(replay.recent),
         failures=tuple(ledger.failures.values()),
         stage_s={name: round(seconds, 3) for name, seconds in ledger.stage_s.items()},
+        unreadable=ledger.unreadable_windows(),
     )
 
 

@@ -179,7 +179,7 @@ def _parse_header(path: Path, metadata: dict[str, str]) -> ModelSpec:
         if header["format"] != _FORMAT:
             raise WeightsError(f"{path} is of format {header['format']} and this version reads format {_FORMAT}; update atrous")
         return ModelSpec.from_dict(header["model"])
-    except (SpecError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SpecError, KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         raise WeightsError(
             f"{path} carries a description that this version does not understand ({error}); update atrous or "
             "export the model again"

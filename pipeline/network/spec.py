@@ -101,6 +101,18 @@ class NetworkSpec:
             _check_whole(name, getattr(self, name), lowest=0)
         self._check_context()
         self._check_backbone()
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Refuse what no file holds: a description may come from a stranger, and a network is built from it before its weights are read."""
+        for name, highest in _HIGHEST.items():
+            if getattr(self, name) > highest:
+                raise SpecError(f"{name} is {getattr(self, name)}; give at most {highest}")
+        n_rates, largest = len(self.atrous_rates), max(self.atrous_rates, default=0)
+        if n_rates > _MAX_RATES or largest > _MAX_RATE:
+            raise SpecError(
+                f"{n_rates} atrous_rates up to {largest} were given; give at most {_MAX_RATES}, each at most {_MAX_RATE}"
+            )
 
     def _check_context(self) -> None:
         if not self.atrous_rates and self.has_score_branches:
@@ -183,6 +195,13 @@ class NetworkSpec:
         return cls(**given)
 
 
+_HIGHEST: dict[str, int] = {
+    **dict.fromkeys(("aspp_channels", "low_level_channels", "decoder_channels", "head_channels", "side_channels"), 2**14),
+    **dict.fromkeys(("decoder_convolutions", "context_convolutions", "head_kernel"), 64),
+    "n_bands": 1024,
+    "backbone_width": 64,
+}
+_MAX_RATES, _MAX_RATE = 64, 2**14
 _CHOICES: dict[str, tuple[object, ...]] = {
     "architecture": get_args(Architecture),
     "alignment": get_args(Alignment),

@@ -456,6 +456,27 @@ def test_damaged_pixels_are_an_error_with_the_window(tmp_path):
     assert_crosses_processes(caught.value)
 
 
+@pytest.mark.parametrize("threads", ["1", "ALL_CPUS"])
+@pytest.mark.parametrize("name", ["a.tif", "a.jpg"])
+def test_what_failed_once_never_reads_afterwards(tmp_path, monkeypatch, name, threads):
+    monkeypatch.setenv("GDAL_NUM_THREADS", threads)  # with threads, GDAL keeps the undecoded tile as if it were pixels
+    if name == "a.tif":
+        path = write(tmp_path / name, noise(), tiled=True, blockxsize=64, blockysize=64, compress="deflate")
+        with rasterio.open(path) as reader:
+            start = int(reader.get_tag_item("BLOCK_OFFSET_2_1", "TIFF", bidx=1))
+    else:
+        path = write(tmp_path / name, noise(), driver="JPEG")
+        start = path.stat().st_size // 2
+    content = bytearray(path.read_bytes())
+    content[start : start + 400] = b"\xff\x00" * 200
+    path.write_bytes(content)
+    windows = [Window(row_off=row, col_off=col, height=40, width=100) for row in (30, 60) for col in (60, 100)]
+    with open_scene(SceneSpec(uri=str(path))) as scene:
+        for window in windows * 3:
+            with pytest.raises(SourceError, match="damaged there"):
+                scene.read(window)
+
+
 def test_the_check_of_a_very_large_file_is_quick(tmp_path):
     path = tmp_path / "a.tif"
     profile = {"height": 60_000, "width": 60_000, "count": 3, "dtype": "uint8", "SPARSE_OK": True}

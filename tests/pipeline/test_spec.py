@@ -87,6 +87,8 @@ CHANGES = [
     ("scene", {"bands": (1, 3)}),
     ("scene", {"nodata": None}),
     ("scene", {"max_pixels": 5}),
+    ("scene", {"on_read_error": "nodata"}),
+    ("scene", {"allow_vrt": True}),
     (None, {"model_path": "other.safetensors"}),
     (None, {"model_sha256": "cd" * 32}),
     ("stretch", {"low": (0.0, 1.25)}),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import WindowError
-from pipeline.window import Window, hull
+from pipeline.window import Window, disjoint, hull
 
 SHAPE = (31, 47)
 offsets = st.integers(-60, 60)
@@ -135,3 +135,14 @@ def test_windows_are_values():
     assert pickle.loads(pickle.dumps(window)) == window
     assert len({window, Window.from_bounds(rows=(1, 4), cols=(2, 6))}) == 1
     assert min(Window(row_off=2, col_off=0, height=1, width=1), window) == window
+
+
+@given(st.lists(windows, max_size=8))
+def test_disjoint_windows_have_the_same_pixels_once_and_as_few_as_rows_of_equal_spans(given_windows):
+    found = disjoint(given_windows)
+    assert sum(window.n_pixels for window in found) == len(set().union(*map(pixels, given_windows)))
+    assert set().union(*map(pixels, found)) == set().union(*map(pixels, given_windows))
+    assert list(found) == sorted(found)
+    assert disjoint(found) == found
+    joined = {(one.row_end, one.col_off, one.width) for one in found} & {(one.row_off, one.col_off, one.width) for one in found}
+    assert not joined

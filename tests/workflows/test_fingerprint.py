@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from functools import partial
 
 import numpy as np
 import pytest
 import zarr
 
 from pipeline.crf.energy import CrfSpec
-from pipeline.scene import SceneSpec, open_scene
+from pipeline.scene import SceneSpec, open_scene, scene_files
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch
 from workflows import fingerprint
@@ -97,8 +98,11 @@ def test_model_and_stretch(scene, changes, names):
     [
         ({"bands": (3, 2, 1)}, ["input.bands"]),
         ({"nodata": 7.0}, ["input.header.nodata", "input.header.mask_kind", "input.nodata"]),
+        ({"on_read_error": "nodata"}, ["input.on_read_error"]),
+        ({"allow_vrt": True}, []),
+        ({"max_pixels": 10**6}, []),
     ],
-    ids=["bands", "nodata"],
+    ids=["bands", "nodata", "on_read_error", "allow_vrt", "max_pixels"],
 )
 def test_what_is_read_of_the_scene(scene, change, names):
     other = dataclasses.replace(spec_of(scene).scene, **change)
@@ -141,55 +145,56 @@ def test_one_byte_in_a_sampled_place_is_seen(tmp_path, offset):
     path = tmp_path / "raw"
     size = 4_000_000
     path.write_bytes(bytes(size))
-    before, identity = path.stat(), fingerprint._file_identity(path)
+    before, identity = path.stat(), fingerprint._file_identity([path])
     places = np.unique(np.linspace(0, size - 65536, 16).astype(int))
     sampled = any(place <= offset % size < place + 65536 for place in places)
     with path.open("r+b") as file:
         file.seek(offset % size)
         file.write(b"\x01")
     touch_back(path, before)
-    assert list(changed(identity, fingerprint._file_identity(path))) == (["sample_sha256"] if sampled else [])
+    assert list(changed(identity, fingerprint._file_identity([path]))) == (["sample_sha256"] if sampled else [])
 
 
 def test_every_byte_of_a_small_file_is_sampled(tmp_path):
     path = tmp_path / "raw"
     path.write_bytes(bytes(300))
-    before, identity = path.stat(), fingerprint._file_identity(path)
+    before, identity = path.stat(), fingerprint._file_identity([path])
     for offset in (0, 150, 299):
         data = bytearray(300)
         data[offset] = 1
         path.write_bytes(data)
         touch_back(path, before)
-        assert list(changed(identity, fingerprint._file_identity(path))) == ["sample_sha256"]
+        assert list(changed(identity, fingerprint._file_identity([path]))) == ["sample_sha256"]
 
 
 def test_size_and_time_are_seen(tmp_path):
     path = tmp_path / "raw"
     path.write_bytes(bytes(300))
-    before, identity = path.stat(), fingerprint._file_identity(path)
+    before, identity = path.stat(), fingerprint._file_identity([path])
     path.write_bytes(bytes(301))
     touch_back(path, before)
-    assert set(changed(identity, fingerprint._file_identity(path))) == {"size_bytes", "sample_sha256"}
+    assert set(changed(identity, fingerprint._file_identity([path]))) == {"size_bytes", "sample_sha256"}
     path.write_bytes(bytes(300))
     os.utime(path, ns=(1, 1))
-    assert list(changed(identity, fingerprint._file_identity(path))) == ["mtime_ns"]
+    assert list(changed(identity, fingerprint._file_identity([path]))) == ["mtime_ns"]
 
 
 def test_a_zarr_scene_is_known_by_its_files(tmp_path):
     path = tmp_path / "scene.zarr"
     array = zarr.create_array(path, shape=(3, 40, 50), chunks=(3, 16, 16), dtype="uint8")
     array[:] = np.arange(6000, dtype=np.uint8).reshape(3, 40, 50)
-    identity = fingerprint._file_identity(path)
+    files = partial(scene_files, SceneSpec(uri=str(path)))
+    identity = fingerprint._file_identity(files())
     assert identity["size_bytes"] == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    assert fingerprint._file_identity(path) == identity
+    assert fingerprint._file_identity(files()) == identity
     chunk = next(file for file in sorted(path.rglob("*")) if file.is_file() and file.name != "zarr.json")
     before, data = chunk.stat(), bytearray(chunk.read_bytes())
     data[len(data) // 2] ^= 1
     chunk.write_bytes(data)
     touch_back(chunk, before)
-    assert list(changed(identity, fingerprint._file_identity(path))) == ["sample_sha256"]
+    assert list(changed(identity, fingerprint._file_identity(files()))) == ["sample_sha256"]
     chunk.unlink()
-    assert {"size_bytes", "sample_sha256"} <= set(changed(identity, fingerprint._file_identity(path)))
+    assert {"size_bytes", "sample_sha256"} <= set(changed(identity, fingerprint._file_identity(files())))
 
 
 def test_soft_fields_name_device_precision_and_versions(scene, execution):

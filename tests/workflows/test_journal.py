@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import StoreError
 from workflows.events import BlockFailure
-from workflows.journal import Journal, latest, read_entries, read_entry_at
+from workflows.journal import Journal, is_receipt, latest, read_entries, read_entry_at, read_values
 
 RUN = "0123456789ab"
 
@@ -34,6 +34,7 @@ def test_outcomes_come_back_as_they_were(path, receipt):
     outcomes = [
         receipt(0, 0),
         receipt(0, 1, state="nodata", chunks=(), class_counts=(), attempt=3),
+        receipt(1, 1, unreadable=((64, 0, 1, 203), (70, 5, 3, 4))),
         BlockFailure(block=(1, 0), error="OSError: Größe “∞”\nsecond line", attempts=3),
     ]
     write(path, *outcomes)
@@ -198,3 +199,20 @@ def test_a_journal_that_cannot_be_opened_is_a_store_error(tmp_path):
         Journal(tmp_path, run_id=RUN)
     with pytest.raises(StoreError, match="cannot be opened"):
         Journal(tmp_path / "nowhere" / "journal.jsonl", run_id=RUN)
+
+
+def test_a_line_says_nothing_of_unreadable_places_where_there_are_none(path, receipt):
+    write(path, receipt(0, 0))
+    assert b"unreadable" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "value", [7, None, "a", [7], [[1, 2, 3]], [[0, 0, 0, 1]], [[-1, 0, 1, 1]], [[0, 0, 1, 1.5]], [["a", 0, 1, 1]]], ids=str
+)
+def test_a_line_with_places_that_make_no_sense_is_passed_over(path, receipt, value):
+    write(path, receipt(0, 0), receipt(0, 1, unreadable=((0, 0, 1, 1),)))
+    text = path.read_text()
+    path.write_text(text.replace("[[0,0,1,1]]", json.dumps(value)))
+    assert read(path) == [receipt(0, 0)]
+    values = [value for _, value in read_values(path)]
+    assert [is_receipt(value, run_id=RUN) for value in values] == [True, False]

@@ -60,6 +60,7 @@ receipts = st.builds(
     device=st.just("cpu"),
     host=st.text(max_size=3),
     stage_s=st.dictionaries(st.sampled_from(["read", "crf"]), st.integers(0, 1000).map(float)),
+    unreadable=st.just(()) | st.tuples(st.tuples(*[st.integers(0, 99)] * 2, *[st.integers(1, 99)] * 2)),
 )
 skipped = st.builds(
     BlockReceipt,
@@ -89,6 +90,7 @@ def test_the_last_line_of_a_block_wins(path, outcomes, foreign):
     counts = [one.class_counts for one in finished if one.class_counts]
     assert [n for n in found.class_counts if n] == [n for n in map(sum, zip(*counts, strict=True)) if n]
     assert sum(found.stage_s.values()) == sum(sum(one.stage_s.values()) for one in finished)
+    assert found.unreadable == {one.block: one.unreadable for one in finished if one.unreadable}
 
 
 def test_no_journal_is_an_empty_one(path):

@@ -8,11 +8,12 @@ import json
 import pytest
 
 from pipeline.errors import StoreError
+from pipeline.window import Window
 from workflows import journal
 from workflows.events import BlockFailure
 from workflows.journal import Journal
 from workflows.prepare import prepare
-from workflows.report import status_lines
+from workflows.report import status_lines, unreadable_lines
 from workflows.run_state import RunPaths, RunRecord, locked, write_record
 from workflows.status import status
 
@@ -104,3 +105,25 @@ def test_no_run_is_a_store_error(tmp_path):
     with pytest.raises(StoreError, match="has no state of a run"):
         status(tmp_path / "nothing.zarr")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_unreadable_places_are_those_of_the_last_lines_joined_over_blocks(begun, record_at, receipt):
+    record_at(
+        (0.0, receipt(0, 0, unreadable=((10, 0, 5, 64),))),
+        (1.0, receipt(0, 1, unreadable=((10, 64, 5, 64),))),
+        (2.0, receipt(1, 1, unreadable=((70, 70, 1, 1),))),
+        (3.0, receipt(1, 1)),
+    )
+    now = status(begun.out)
+    assert now.unreadable == (Window(row_off=10, col_off=0, height=5, width=128),)
+    assert "unreadable 640 pixels of the scene, which are nodata for that reason:" in status_lines(now)
+    assert "           rows 10 to 14, columns 0 to 127" in status_lines(now)
+
+
+def test_only_the_first_twenty_places_are_listed():
+    places = [Window(row_off=2 * row, col_off=0, height=1, width=3) for row in range(23)]
+    head, *named, last = unreadable_lines(places)
+    assert head.startswith("unreadable 69 pixels")
+    assert len(named) == 20
+    assert last.strip() == "and 3 more, in failed.geojson"
+    assert unreadable_lines([]) == []

@@ -185,3 +185,13 @@ def test_the_description_of_another_network_is_refused(checkpoint: Path, tmp_pat
     with pytest.raises(WeightsError, match="are of another network than 'small' describes"):
         copy_with_spec(checkpoint, tmp_path / "copy.safetensors", other)
     assert not (tmp_path / "copy.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "words", ["[1]", '"x"', '{"format": 1, "model": ""}', '{"format": 1, "model": []}', "[" * 100_000], ids=lambda w: w[:30]
+)
+def test_a_description_of_any_form_is_an_error_of_the_file(tmp_path: Path, words: str) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"atrous_model": words})
+    with pytest.raises(WeightsError, match="carries a description that this version does not understand"):
+        read_model_spec(path)

@@ -129,3 +129,21 @@ def test_a_missing_key_is_named() -> None:
     del values["classes"]
     with pytest.raises(SpecError, match=r"lacks .*classes"):
         ModelSpec.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"context_convolutions": 2**31},
+        {"decoder_convolutions": 65},
+        {"aspp_channels": 2**40},
+        {"n_bands": 1025},
+        {"backbone_width": 1e6},
+        {"atrous_rates": (1,) * 65},
+        {"atrous_rates": (2**31,)},
+    ],
+    ids=str,
+)
+def test_a_network_that_no_file_could_hold_is_refused_before_it_is_built(change: dict) -> None:
+    with pytest.raises(SpecError, match="at most"):
+        replace(NETWORK, **change)
