@@ -45,6 +45,14 @@ class LockedError(PipelineError, RuntimeError):
     """Another process is working on the same output."""
 
 
+class UnfitWorkersError(PipelineError, RuntimeError):
+    """No worker of a running cluster can do the job: other versions, or files that it does not see."""
+
+
+class ClusterLostError(PipelineError, ConnectionError):
+    """The scheduler of a running cluster went away."""
+
+
 class MissingDependencyError(PipelineError, ImportError):
     """An optional library is needed and not installed."""
 

@@ -32,6 +32,8 @@ _WEIGHTS_CONVERTED = 4
 """Copies of the weights while a network is converted: as read, folded, traced, and reordered. Measured 2.7 to 3.2."""
 _TRACED_SCALES = 1.7
 """At several scales the conversion runs the network once in torch, at full size; measured 1.3 to 1.5 of the activations counted."""
+UNKNOWN_BYTES = 2**60
+"""Memory of workers that are not there yet."""
 BLOCKS_AT_ONCE = 2
 """Blocks that a process works on: one computes, the other reads or writes."""
 _MOST_SEEN_BYTES = 256 * 2**20

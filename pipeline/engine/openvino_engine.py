@@ -1,6 +1,7 @@
 """The network in OpenVINO, on the CPU: converted from the torch module in memory, compiled for windows of one size.
 
-On this door: OpenVINO's own converter reports its use over the network; the frontend underneath it, which is used here, does not.
+On this door: OpenVINO reports over the network that it was imported, and what its converter does. A run sends nothing anywhere, so the
+module that would report is kept from being imported (OpenVINO goes on without it), and the frontend under the converter is called.
 Every window runs on one thread, several windows at a time, as in torch: the bytes do not depend on the number of cores.
 """
 
@@ -11,6 +12,7 @@ import importlib.util
 import json
 import logging
 import os
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,8 @@ from pipeline.durable_file import replace_durably
 from pipeline.errors import MissingDependencyError, SpecError, StoreError
 from pipeline.network.fold import fold_batch_norm
 from pipeline.ordered import map_ahead
+
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # to Python: there is none
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

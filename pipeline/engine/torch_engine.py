@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from pipeline.errors import SpecError
+from pipeline.errors import BlockError, SpecError
 from pipeline.network.fold import fold_batch_norm
 from pipeline.ordered import map_ahead
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     Windows = Iterable[Callable[[], NDArray[np.float32]]]
 
+_log = logging.getLogger(__name__)
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CUDA_BATCH = 4
 """Windows of one CUDA call; fewer are padded, so that the shape, the algorithm and the rounding are always the same."""
@@ -40,7 +42,7 @@ class TorchEngine:
     def __init__(self, network: MultiScale, spec: EngineSpec) -> None:
         self._device = choose_device(spec)
         self._precision: Precision = spec.used_precision
-        self._batch_size = windows_at_once(spec)
+        self._batch_size = self._at_once = windows_at_once(spec)
         self.cells = network.cells
         self._network = fold_batch_norm(network.eval()).to(self._device)
         for parameter in self._network.parameters():
@@ -72,7 +74,7 @@ class TorchEngine:
             )
             return
         for batch, n in map_ahead(self._threads, self._to_device, _batches(windows, self._batch_size), ahead=2):
-            yield from self._forward(batch)[:n]
+            yield from self._forward_as_memory_allows(batch)[:n]
 
     def _to_device(self, windows: tuple[Callable[[], NDArray[np.float32]], ...]) -> tuple[torch.Tensor, int]:
         """Return a batch of always the same shape on the device, and how many of its windows are real."""
@@ -83,6 +85,21 @@ class TorchEngine:
 
     def _score(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._forward(torch.from_numpy(batch).to(self._device, memory_format=torch.channels_last))
+
+    def _forward_as_memory_allows(self, batch: torch.Tensor) -> NDArray[np.float32]:
+        """Run a batch, in halves from now on where the device has not enough memory for it; BlockError where it has not for one window."""
+        while True:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                return np.concatenate([self._forward(part) for part in torch.split(batch, self._at_once)])
+            # Out here: the error keeps the tensors of the call that failed.
+            if self._at_once == 1:
+                raise BlockError(
+                    f"the device {self._device} has not enough memory for one window of {batch.shape[-1]} px; use a smaller --window, "
+                    "--precision bf16, or a device that nobody else uses"
+                )
+            self._at_once //= 2
+            torch.cuda.empty_cache()
+            _log.warning("the device %s is out of memory: %d windows at once from now on", self._device, self._at_once)
 
     def _forward(self, batch: torch.Tensor) -> NDArray[np.float32]:
         with torch.inference_mode(), self._autocast():
@@ -104,6 +121,16 @@ def choose_device(spec: EngineSpec) -> torch.device:
             f"(this one is {torch.__version__}), or use --device cpu"
         )
     return torch.device("cuda" if available and spec.device != "cpu" else "cpu")
+
+
+def is_healthy(device: str) -> bool:
+    """Tell whether a device still computes: after an illegal access or a failed assertion, no call on CUDA succeeds in that process."""
+    if not device.startswith("cuda"):
+        return True
+    try:
+        return bool(torch.ones(2, device=device).sum().item() == 2)
+    except (RuntimeError, AssertionError):  # the latter from a torch without CUDA
+        return False
 
 
 def windows_at_once(spec: EngineSpec) -> int:

@@ -1,5 +1,7 @@
 """The engines: the same answers from both, and the same bytes in any company and with any number of threads."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from factories import lively_network, texture, tiny_model_spec
 from pipeline.engine import openvino_engine
 from pipeline.engine.engines import choose_engine, open_engine, predict_windows
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import TorchEngine, choose_device, windows_at_once
-from pipeline.errors import MissingDependencyError, SpecError
+from pipeline.engine.torch_engine import TorchEngine, choose_device, is_healthy, windows_at_once
+from pipeline.errors import BlockError, MissingDependencyError, SpecError
 from pipeline.network.checkpoint import load_network
 from pipeline.network.image_pooling import assemble
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
@@ -336,3 +338,54 @@ def test_cuda_gives_what_the_cpu_gives(network, n):
 def test_on_cuda_a_window_gets_the_same_bytes_at_any_place_of_a_batch(network, side):
     cuda, windows = open_(network, "torch", side=side, device="cuda"), windows_of(4, side)
     assert predict_windows(cuda, windows[::-1])[::-1].tobytes() == predict_windows(cuda, windows).tobytes()
+
+
+@pytest.fixture
+def engine_on_cpu(network):
+    return TorchEngine(MultiScale(network, MultiScaleSpec()), CPU)
+
+
+@pytest.mark.parametrize(("fits", "n_calls"), [(4, [4]), (2, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])])
+def test_a_batch_that_the_device_cannot_hold_is_halved(engine_on_cpu, fits, n_calls):
+    engine, calls = engine_on_cpu, []
+
+    def forward(batch):
+        calls.append(len(batch))
+        if len(batch) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch.numpy()
+
+    engine._forward, engine._at_once = forward, 4
+    batch = torch.arange(4.0).reshape(4, 1, 1, 1)
+    np.testing.assert_array_equal(engine._forward_as_memory_allows(batch), batch.numpy())
+    assert calls == n_calls
+    calls.clear()
+    engine._forward_as_memory_allows(batch)
+    assert calls == [fits] * (4 // fits)
+
+
+def test_a_device_that_cannot_hold_one_window_is_said_to_be_so(engine_on_cpu):
+    def forward(_batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine_on_cpu._forward, engine_on_cpu._at_once = forward, 4
+    with pytest.raises(BlockError, match=r"not enough memory for one window of 8 px; use a smaller --window"):
+        engine_on_cpu._forward_as_memory_allows(torch.zeros(4, 1, 8, 8))
+
+
+def test_the_cpu_is_always_healthy_and_a_device_that_is_not_there_is_not():
+    assert is_healthy("cpu")
+    assert torch.cuda.is_available() or not is_healthy("cuda")
+
+
+def test_openvino_is_kept_from_reporting(tmp_path):
+    """Its import alone would send an event, and keep an identity in the home folder."""
+    pytest.importorskip("openvino")
+    code = (
+        "import sys, pipeline.engine.openvino_engine, openvino\n"
+        "print(sorted(name for name in sys.modules if name.startswith('openvino_telemetry') and sys.modules[name]))"
+    )
+    home = {**os.environ, "HOME": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=home)
+    assert ended.stdout.strip() == "[]"
+    assert list(tmp_path.iterdir()) == []
