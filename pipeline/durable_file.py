@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import uuid
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 PARTIAL_SUFFIX = ".partial"
 """What unfinished files and directories end in; zarr uses the same."""
@@ -26,7 +28,7 @@ def replace_durably(target: Path, data: bytes) -> None:
         partial.write_bytes(data)
         publish(partial, target)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        discard(partial)
         raise
 
 
@@ -37,6 +39,12 @@ def publish(partial: Path, target: Path) -> None:
     sync_directory(target.parent)
 
 
+def discard(partial: Path) -> None:
+    """Remove a file that failed, where that can be done; what failed before is what is to be told."""
+    with suppress(OSError):
+        partial.unlink(missing_ok=True)
+
+
 def make_directory_durably(directory: Path) -> None:
     """Make ``directory`` and what is missing above it, each synced into its parent."""
     if directory.is_dir():
@@ -44,6 +52,21 @@ def make_directory_durably(directory: Path) -> None:
     make_directory_durably(directory.parent)
     directory.mkdir(exist_ok=True)
     sync_directory(directory.parent)
+
+
+@contextmanager
+def held_directory(directory: Path) -> Iterator[Path]:
+    """Give a name of ``directory`` that goes on to mean this one after another has taken its place; without /proc, its own name."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    held = Path(f"/proc/self/fd/{handle}")
+    try:
+        yield held if held.is_dir() else directory
+    except Exception:
+        os.close(handle)
+        raise
+    else:
+        os.close(handle)
+    # On Ctrl-C threads of zarr may still be writing: the handle stays open, or its number might come to mean another directory.
 
 
 def name_partial(target: Path) -> Path:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ import zarr
 from zarr.codecs import ZstdCodec
 
 from pipeline import conventions
-from pipeline.durable_file import PARTIAL_SUFFIX, make_directory_durably, name_partial, sync_directory
+from pipeline.durable_file import PARTIAL_SUFFIX, held_directory, make_directory_durably, name_partial, sync_directory
 from pipeline.durable_store import DurableStore, StrictStore
 from pipeline.errors import StoreError, WindowError
 from pipeline.georef import Georef
@@ -60,6 +61,8 @@ _OURS = "atrous"
 """Root attribute by which a store of ours is known; it holds the layout."""
 _LAYOUT_VERSION = 1
 _FILL_VALUES = {"labels": NODATA_LABEL, "confidence": 0, "probabilities": 0}
+_N_REMOVALS = 20
+"""Tries to remove a directory in which files appear meanwhile."""
 _HINTS = {
     errno.ENOSPC: "free some space and run again; what is written so far is kept",
     errno.EDQUOT: "the quota is used up; free some space and run again",
@@ -85,12 +88,21 @@ def create_store(path: Path, layout: StoreLayout) -> None:
         make_directory_durably(path.parent)
         try:
             _write_metadata(partial, layout)
-            partial.rename(path)
+            _publish_store(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        sync_directory(path.parent)
     except OSError as error:
         raise _cannot("create", path, error) from error
+
+
+def _publish_store(partial: Path, path: Path) -> None:
+    """Give a new store its name, durably or not at all."""
+    partial.rename(path)
+    try:
+        sync_directory(path.parent)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def is_store(path: Path) -> bool:
@@ -125,9 +137,16 @@ def open_layout(path: Path) -> StoreLayout:
 
 
 def write_block(
-    path: Path, window: Window, arrays: Mapping[str, NDArray[np.uint8]], *, level: int = 0
+    path: Path,
+    window: Window,
+    arrays: Mapping[str, NDArray[np.uint8]],
+    *,
+    level: int = 0,
+    check_ours: Callable[[], None] = lambda: None,
 ) -> tuple[ChunkReceipt, ...]:
     """Write all arrays of one block durably and return a receipt for each file, sorted by key.
+
+    A store that takes the place of this one after ``check_ours`` is not written to: this one's directory is held before.
 
     Parameters
     ----------
@@ -141,6 +160,8 @@ def write_block(
         (classes, height, width) u1.
     level
         Which resolution, 0 is the full one.
+    check_ours
+        Raises where the store at ``path`` is not the one that the block belongs to.
 
     Raises
     ------
@@ -150,16 +171,16 @@ def write_block(
         The store is not there or does not hold those arrays, or a file cannot be written; the block is then
         to be written again.
     """
-    _check_names(path, open_layout(path), arrays)
-    store = DurableStore(path)
-    targets = {name: _open_for_writing(store, f"{level}/{name}") for name in arrays}
-    for name, target in targets.items():
-        _check_alignment(window, target)
-        _check_pixels(name, arrays[name], (*target.shape[:-2], *window.shape))
     try:
-        for name, target in targets.items():
-            target[(..., *window.to_slices())] = arrays[name]
-        store.raise_failure()
+        with held_directory(path) as held:
+            check_ours()
+            store = DurableStore(held)
+            targets = _open_targets(store, path, window, arrays, level=level)
+            for name, target in targets.items():
+                target[(..., *window.to_slices())] = arrays[name]
+            store.raise_failure()
+    except StoreError:
+        raise
     except OSError as error:
         raise _cannot("write", path, error) from error
     return tuple(sorted(store.receipts, key=lambda receipt: receipt.key))
@@ -221,17 +242,45 @@ def remove_store(path: Path) -> None:
     try:
         path.rename(doomed)
         sync_directory(path.parent)
-        shutil.rmtree(doomed)
+        _remove_tree(doomed)
     except OSError as error:
         raise _cannot("remove", path, error) from error
 
 
+def _remove_tree(doomed: Path) -> None:
+    """Remove a directory into which an orphan of a dead client may be writing its last block."""
+    for _ in range(_N_REMOVALS):
+        try:
+            shutil.rmtree(doomed)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.ENOENT}:
+                raise
+        if not doomed.exists():
+            return
+    shutil.rmtree(doomed)
+
+
 def remove_partials(path: Path) -> int:
-    """Remove the files that killed writers left unfinished, while nobody writes; return their count."""
+    """Remove what killed writers left unfinished in and beside ``path``, while nobody writes; return the count of files.
+
+    Beside it lie, under names of their own, stores that were being made or removed.
+    """
     strays = [Path(folder, name) for folder, _, names in os.walk(path) for name in names if name.endswith(PARTIAL_SUFFIX)]
-    for file in strays:
-        file.unlink(missing_ok=True)
+    try:
+        for file in strays:
+            file.unlink(missing_ok=True)
+        for name in _partials_of(path):
+            _remove_tree(path.with_name(name))
+    except OSError as error:
+        raise _cannot("remove what killed writers left in", path, error) from error
     return len(strays)
+
+
+def _partials_of(path: Path) -> list[str]:
+    """List the directories beside ``path`` that are unfinished stores of its name."""
+    name = re.compile(re.escape(path.name) + r"\.[0-9a-f]{32}" + re.escape(PARTIAL_SUFFIX))
+    with os.scandir(path.parent) as entries:
+        return [entry.name for entry in entries if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)]
 
 
 def _write_metadata(root: Path, layout: StoreLayout) -> None:
@@ -336,11 +385,23 @@ def _read_root(path: Path) -> dict[str, Any]:
     return attributes
 
 
-def _open_for_writing(store: DurableStore, name: str) -> zarr.Array[Any]:
+def _open_targets(
+    store: DurableStore, path: Path, window: Window, arrays: Mapping[str, NDArray[np.uint8]], *, level: int
+) -> dict[str, zarr.Array[Any]]:
+    """Open the arrays that a block is written to, where they and the block fit together."""
+    _check_names(path, open_layout(path), arrays)
+    targets = {name: _open_for_writing(store, path, f"{level}/{name}") for name in arrays}
+    for name, target in targets.items():
+        _check_alignment(window, target)
+        _check_pixels(name, arrays[name], (*target.shape[:-2], *window.shape))
+    return targets
+
+
+def _open_for_writing(store: DurableStore, path: Path, name: str) -> zarr.Array[Any]:
     try:
         array = zarr.open_array(store, path=name, mode="r+")
     except (OSError, ValueError, KeyError) as error:
-        raise StoreError(f"{store.root} has no array {name}; run the job again into a new path") from error
+        raise StoreError(f"{path} has no array {name}; run the job again into a new path") from error
     # A chunk that equals the fill value must leave a file too, or nobody can tell it from a lost one. zarr
     # 3.1 ignores this setting in open_array, and 3.1.3 has no with_config, which does the same as this line.
     config: Any = {"order": "C", "write_empty_chunks": True}

@@ -6,26 +6,31 @@ import json
 import os
 import signal
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import dask.config
 import torch
-from distributed import Client, LocalCluster, WorkerPlugin
+from distributed import CancelledError, Client, LocalCluster, WorkerPlugin
+from distributed.comm import CommClosedError
 from distributed.scheduler import DEFAULT_EXTENSIONS
 from distributed.spans import SpansSchedulerExtension
 from distributed.system import MEMORY_LIMIT
 from psutil import virtual_memory
 
-from pipeline.errors import MissingDependencyError, SpecError
-from pipeline.memory import BLOCKS_AT_ONCE
-from workflows.dask_executor import DaskExecutor
+from pipeline.errors import ClusterLostError, MissingDependencyError, PipelineError, SpecError
+from pipeline.memory import BLOCKS_AT_ONCE, UNKNOWN_BYTES
+from workflows.dask_executor import DaskExecutor, register
+from workflows.events import ignore
 from workflows.executor import Executor, SerialExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from workflows.events import Listener
 
 Cluster = Literal["local", "cuda", "serial"]
 
@@ -39,7 +44,7 @@ _CORES_PER_PROCESS = 16
 """One process keeps so many busy: its blocks share the windows on their edges, and compute without the GIL. More processes would compute
 those windows again, and hold the weights again."""
 
-_CONNECT_TIMEOUT = "20s"
+_CONNECT_S, _RETRY_S = 20.0, 2.0
 
 _SETTINGS: dict[str, Any] = {
     # A killed worker blames every block it held; few are held, and suspects are tried again alone.
@@ -49,8 +54,9 @@ _SETTINGS: dict[str, Any] = {
     # Results are tiny: spilling could only hide a leak.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": 0.95,
-    "distributed.worker.memory.terminate": False,
+    "distributed.worker.memory.pause": False,
+    # The plan's bound lies below the limit. A worker that passes it leaks, and must die before the system picks a process to kill.
+    "distributed.worker.memory.terminate": 1.0,
     "distributed.worker.profile.enabled": False,
     # Logs of messages, for those who look for faults in Dask: with 1000 they take 20 MB of the client.
     "distributed.admin.low-level-log-length": 100,
@@ -78,6 +84,8 @@ class ClusterSpec:
     """Worker processes; None: one per 16 cores, as many as fit into memory."""
     threads: int | None = None
     """Network windows at once per worker; None: the cores divided by the workers, as memory allows."""
+    block_timeout_s: float | None = None
+    """How long a block may take before its worker is restarted, s; None: ten times the slowest so far, at least five minutes."""
 
     def __post_init__(self) -> None:
         if self.cluster not in get_args(Cluster):
@@ -86,6 +94,8 @@ class ClusterSpec:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SpecError(f"{name} = {value} was asked for; it must be 1 or more")
+        if self.block_timeout_s is not None and not self.block_timeout_s > 0:
+            raise SpecError(f"a block timeout of {self.block_timeout_s} s was asked for; it must be more than 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,31 +159,73 @@ def is_serial(spec: ClusterSpec, *, n_blocks: int) -> bool:
 
 
 @contextmanager
-def executor_for(spec: ClusterSpec, staffing: Staffing, *, n_blocks: int, silent: bool = False) -> Iterator[Executor]:
+def executor_for(
+    spec: ClusterSpec, staffing: Staffing, *, n_blocks: int, silent: bool = False, listen: Listener = ignore
+) -> Iterator[Executor]:
     """Start (or connect to) the workers, yield the executor over them, and shut down what was started.
 
-    ``silent``: a healthy worker can miss heartbeats for minutes, and is waited for.
+    Parameters
+    ----------
+    spec, staffing
+        Who works.
+    n_blocks
+        Blocks that are left.
+    silent
+        Whether a healthy worker can miss heartbeats for minutes, and is waited for.
+    listen
+        Hears of workers that are left out or restarted.
+
+    Raises
+    ------
+    ClusterLostError
+        The scheduler of a running cluster went away.
     """
     if is_serial(spec, n_blocks=n_blocks):
         yield SerialExecutor()
         return
     with dask.config.set({**_SETTINGS, **(_SILENT_SETTINGS if silent else {})}):
         if spec.scheduler is not None:
-            with _connect(spec.scheduler) as client:
-                yield DaskExecutor(client)
+            with _connect(spec.scheduler) as client, _losses(client):
+                yield DaskExecutor(client, listen=listen, timeout_s=spec.block_timeout_s, foreign=True)
             return
         with _start(spec, staffing) as cluster, Client(cluster) as client:
-            client.register_plugin(_LeaveInterruptToClient())
-            yield DaskExecutor(client)
+            register(client, _LeaveInterruptToClient())
+            yield DaskExecutor(client, listen=listen, timeout_s=spec.block_timeout_s)
+
+
+@contextmanager
+def _losses(client: Client) -> Iterator[None]:
+    """Raise ClusterLostError for whatever distributed raises after its scheduler went away."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except Exception as cause:
+        if client.status == "running" and not isinstance(cause, (CommClosedError, CancelledError)):
+            raise
+        raise ClusterLostError(
+            f"the Dask scheduler went away ({type(cause).__name__}: {cause}); start it, and run again to go on"
+        ) from cause
+
+
+def wait_for_scheduler(scheduler: str, *, patience_s: float) -> bool:
+    """Wait until a Dask scheduler answers at an address, or at that in a scheduler file; tell whether one did."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        with suppress(SpecError), _connect(scheduler, timeout_s=_RETRY_S):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_RETRY_S)
 
 
 def staff_of_cluster(spec: ClusterSpec, scheduler: str) -> Staffing:
     """Look at the workers of a running cluster: each computes one block at a time, on as many threads as Dask gave it."""
     with _connect(scheduler) as client:
-        workers = list(client.scheduler_info()["workers"].values())
+        workers = list(client.scheduler_info(n_workers=-1)["workers"].values())
     limits = [int(worker["memory_limit"] or MEMORY_LIMIT) for worker in workers]
     threads = spec.threads or min((int(worker["nthreads"]) for worker in workers), default=1)
-    return Staffing(n_workers=max(1, len(workers)), threads=threads, limit_bytes=min(limits, default=int(MEMORY_LIMIT)))
+    return Staffing(n_workers=max(1, len(workers)), threads=threads, limit_bytes=min(limits, default=UNKNOWN_BYTES))
 
 
 class _LeaveInterruptToClient(WorkerPlugin):  # type: ignore[misc]
@@ -224,15 +276,20 @@ def _start_cuda(staffing: Staffing) -> Any:
         raise MissingDependencyError(
             "--cluster cuda was asked for; it needs dask-cuda, which is not installed here: pip install dask-cuda"
         ) from cause
-    return LocalCUDACluster(n_workers=staffing.n_workers, threads_per_worker=BLOCKS_AT_ONCE, device_memory_limit=None)
+    return LocalCUDACluster(
+        n_workers=staffing.n_workers,
+        threads_per_worker=BLOCKS_AT_ONCE,
+        memory_limit=staffing.limit_bytes,
+        device_memory_limit=None,
+    )
 
 
-def _connect(scheduler: str) -> Client:
+def _connect(scheduler: str, *, timeout_s: float = _CONNECT_S) -> Client:
     is_file = "://" not in scheduler and Path(scheduler).suffix == ".json"
     try:
         # Read here: distributed would wait for ever for a file that does not exist.
         address = json.loads(Path(scheduler).read_text())["address"] if is_file else scheduler
-        return Client(address, timeout=_CONNECT_TIMEOUT)
+        return Client(address, timeout=timeout_s)
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise SpecError(
             f"--scheduler {scheduler} was asked for; no Dask scheduler answers there ({type(cause).__name__}: {cause}): give an address "

@@ -8,6 +8,7 @@ in tests; `workflows.dask_executor` does the same on a cluster.
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import StoreError
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_ATTEMPTS = 3
 """Tries per block before it is quarantined."""
+_PAUSE_S = 0.5
+"""Before the second try; four times as long before the third: what was in the way may be gone by then."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +79,14 @@ def _attempt(job: BlockJob, index: BlockIndex) -> Outcome:
             failure = failure_of(index, error, attempts=attempt)
             if failure.fatal:
                 break
+            if attempt < MAX_ATTEMPTS:
+                time.sleep(pause_s(attempt))
     return failure
+
+
+def pause_s(n_failed: int) -> float:
+    """Return how long to wait before the next try of a block that failed ``n_failed`` times, s."""
+    return _PAUSE_S * 4.0 ** (n_failed - 1)
 
 
 def failure_of(index: BlockIndex, error: BaseException, *, attempts: int) -> BlockFailure:

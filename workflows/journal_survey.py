@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.errors import LockedError
 from workflows.events import BlockFailure
-from workflows.journal import FORMAT, parse_line
+from workflows.journal import FORMAT, open_to_read, parse_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +100,7 @@ def read_outcomes(path: Path, survey: JournalSurvey, *, run_id: str) -> Iterator
     wanted = np.sort(survey.starts[survey.starts >= 0])
     if not wanted.size:
         return
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         for start in wanted:
             file.seek(int(start))
             entry = parse_line(file.readline(), run_id=run_id)
@@ -113,7 +113,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     if not path.exists():
         return
     start = 0
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         for line in file:
             yield start, line
             start += len(line)

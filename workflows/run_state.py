@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.durable_file import sync_directory
+from pipeline.durable_file import discard, make_directory_durably, sync_directory
 from pipeline.errors import LockedError, StoreError, StoreMismatchError
+from pipeline.spec import json_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,9 +85,9 @@ class RunRecord:
     """`SceneInfo.to_dict` of the original scene."""
 
     def to_json(self) -> str:
-        """Return the file's text."""
+        """Return the file's text, with a digest of the rest."""
         fields = {name: getattr(self, name) for name in ("run_id", "hard", "soft", "spec", "scene")}
-        return json.dumps({"format": FORMAT, **fields}, indent=1, sort_keys=True) + "\n"
+        return json.dumps({"format": FORMAT, "digest": json_digest(fields), **fields}, indent=1, sort_keys=True) + "\n"
 
 
 def new_run_id() -> str:
@@ -106,6 +107,9 @@ def read_record(paths: RunPaths) -> RunRecord:
         raise StoreError(f"{paths.record} cannot be read: {cause}; start again with --overwrite") from cause
     if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
         raise StoreError(f"{paths.record} has another format than {FORMAT}; use the version of atrous that wrote it")
+    digest = data.pop("digest", None)  # the first versions wrote none
+    if digest is not None and digest != json_digest(data):
+        raise StoreError(f"{paths.record} is damaged: its digest is not that of what it holds; start again with --overwrite")
     try:
         return RunRecord(**data)
     except TypeError as cause:
@@ -121,33 +125,83 @@ def write_record(paths: RunPaths, record: RunRecord) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.link(temporary, paths.record)  # fails where the name exists, unlike a rename
+        temporary.unlink()
+        sync_directory(paths.folder)
     except OSError as cause:
+        discard(temporary)
         raise StoreError(f"the state of the run cannot be written to {paths.folder}: {cause}") from cause
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(paths.folder)
+
+
+def remove_state(*files: Path) -> None:
+    """Remove files of the state of a run, in that order, where they are there."""
+    for file in files:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as cause:
+            raise StoreError(f"{file} cannot be removed: {cause}; run the same command again") from cause
 
 
 @contextmanager
 def locked(paths: RunPaths) -> Iterator[None]:
     """Hold the run's lock; LockedError where another process does. The kernel frees it when the holder dies."""
-    try:
-        paths.folder.mkdir(parents=True, exist_ok=True)
-        file = paths.lock.open("a+")
-    except OSError as cause:
-        raise StoreError(f"the folder {paths.folder} cannot be written: {cause}") from cause
-    with file:
+    with _locked_file(paths) as file:
         try:
-            _lock(file)
-        except BlockingIOError as cause:
-            file.seek(0)
-            raise LockedError(
-                f"{paths.out} is being worked on by {file.read().strip() or 'another process'}; wait until it ends, and run again"
-            ) from cause
+            # A run that was killed may have made the output and this folder, and not have come to this.
+            sync_directory(paths.folder.parent)
         except OSError as cause:
-            raise StoreError(f"{paths.lock} cannot be locked: {cause}; choose a file system that can lock files") from cause
+            raise StoreError(f"the folder {paths.folder.parent} cannot be written: {cause}") from cause
         _sign(file)
         yield
+
+
+@contextmanager
+def passing_while_locked(paths: RunPaths) -> Iterator[None]:
+    """Raise LockedError for a StoreError while another process works on the output: it may be half made, or half removed."""
+    try:
+        yield
+    except StoreError as cause:
+        if is_locked(paths):
+            raise LockedError(f"{paths.out} is being worked on by another process; wait until it ends, and run again") from cause
+        raise
+
+
+def _locked_file(paths: RunPaths) -> TextIO:
+    """Open and lock the file that has the lock's name: a holder whose run could not begin has removed its own."""
+    while True:
+        file = _open_lock(paths)
+        try:
+            _take(file, paths)
+            if paths.lock.exists() and os.path.samestat(os.fstat(file.fileno()), paths.lock.stat()):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _open_lock(paths: RunPaths) -> TextIO:
+    try:
+        make_directory_durably(paths.folder)
+    except OSError as cause:
+        raise StoreError(f"the folder {paths.folder} cannot be written: {cause}") from cause
+    try:
+        return paths.lock.open("a+")
+    except FileNotFoundError as cause:
+        raise LockedError(f"{paths.folder} was removed by another process; run again") from cause
+    except OSError as cause:
+        raise StoreError(f"the folder {paths.folder} cannot be written: {cause}") from cause
+
+
+def _take(file: TextIO, paths: RunPaths) -> None:
+    try:
+        _lock(file)
+    except BlockingIOError as cause:
+        file.seek(0)
+        raise LockedError(
+            f"{paths.out} is being worked on by {file.read().strip() or 'another process'}; wait until it ends, and run again"
+        ) from cause
+    except OSError as cause:
+        raise StoreError(f"{paths.lock} cannot be locked: {cause}; choose a file system that can lock files") from cause
 
 
 def _lock(file: TextIO) -> None:

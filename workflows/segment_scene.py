@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import choose_device
-from pipeline.errors import PipelineError, SpecError, StoreError, StoreMismatchError
+from pipeline.errors import ClusterLostError, PipelineError, SpecError, StoreError, StoreMismatchError
 from pipeline.grid import Blocks
 from pipeline.network.checkpoint import load_network
 from pipeline.scene import SceneSpec, open_scene
@@ -27,8 +27,9 @@ from pipeline.scene_means import measure_scene_means
 from pipeline.spec import SegmentSpec
 from pipeline.staging import needs_staging, stage
 from pipeline.store import create_store, is_store, remove_partials, remove_store
+from workflows.breaker import Breaker
 from workflows.choose_grid import GridRequest
-from workflows.cluster import WORKER_TTL_HINT, ClusterSpec, executor_for
+from workflows.cluster import WORKER_TTL_HINT, ClusterSpec, executor_for, wait_for_scheduler
 from workflows.events import BlockFailure, Listener, Measuring, Notice, RunStarted, Staging, ignore
 from workflows.failures import write_failures
 from workflows.fingerprint import hard_fields, soft_fields
@@ -39,14 +40,30 @@ from workflows.plan import Plan, fits_here, make_plan
 from workflows.prepare import Prepared, Request, prepare, reopen
 from workflows.refinement import Refinement, prepare_refinement, reopen_refinement
 from workflows.replay import Replay
-from workflows.run_state import RunPaths, RunRecord, check_same, locked, new_run_id, read_record, write_record
+from workflows.run_state import (
+    RunPaths,
+    RunRecord,
+    check_same,
+    locked,
+    new_run_id,
+    passing_while_locked,
+    read_record,
+    remove_state,
+    write_record,
+)
 from workflows.worker import BlockJob
 
 if TYPE_CHECKING:
+    import threading
+
     from pipeline.store_layout import StoreLayout
+    from pipeline.window import Window
     from workflows.events import Outcome
     from workflows.executor import Executor
     from workflows.ledger import Ledger
+
+_PATIENCE_S = 300.0
+"""How long a scheduler that went away is waited for, s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +110,8 @@ class Summary:
     """Whether it was stopped before all blocks were through."""
     stage_s: dict[str, float] = dataclasses.field(default_factory=dict)
     """Wall time of each stage, summed over all finished blocks, s."""
+    unreadable: tuple[Window, ...] = ()
+    """Places that the scene did not give, and that are nodata for that reason, from this call or an earlier one."""
 
     @property
     def succeeded(self) -> bool:
@@ -124,14 +143,16 @@ def refine(request: Refinement, out: Path, execution: Execution, listen: Listene
 def resume(out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
     """Go on with the run that makes ``out``."""
     paths = RunPaths(out=out.absolute())
-    spec = SegmentSpec.from_dict(read_record(paths).spec)
+    with passing_while_locked(paths):
+        spec = SegmentSpec.from_dict(read_record(paths).spec)
     prepared = reopen(spec) if spec.probabilities_from is None else reopen_refinement(spec)
     return _run(prepared, paths, execution, listen)
 
 
 def _run(prepared: Prepared, paths: RunPaths, execution: Execution, listen: Listener) -> Summary:
     paths = RunPaths(out=paths.out.absolute())
-    _check_destination(paths, overwrite=execution.overwrite)
+    with passing_while_locked(paths):
+        _check_destination(paths, overwrite=execution.overwrite)
     make_plan(prepared, execution.cluster, execution.engine)
     with locked(paths):
         return _Run(prepared, paths, execution, listen).go()
@@ -212,7 +233,8 @@ class _Run:
 
     def _collect_evidence(self) -> Ledger:
         """Take a block as finished only where the journal says so and its chunk files are as long as it says."""
-        remove_partials(self._paths.out)
+        for place in (self._paths.out, self._paths.folder):
+            remove_partials(place)
         replay = Replay(self._paths.journal, run_id=self._record.run_id, blocks=self._blocks, out=self._paths.out)
         if replay.n_damaged:
             text = f"{replay.n_damaged} finished blocks are damaged and will be done again: {replay.first_damage()}"
@@ -243,19 +265,48 @@ class _Run:
         with (
             stop_on_signal(self._announce_stop) as stop,
             Journal(self._paths.journal, run_id=self._record.run_id) as journal,
-            executor_for(execution.cluster, plan.staffing, n_blocks=n_left, silent=silent) as executor,
         ):
-            self._announce_start(executor, plan)
-            fatal: list[BlockFailure] = []
-            with closing(executor.outcomes(job, self._ledger.left(), lambda: stop.is_set() or bool(fatal))) as outcomes:
-                for ended in outcomes:
-                    fatal.extend(outcome for outcome in ended if isinstance(outcome, BlockFailure) and outcome.fatal)
-                    self._note([outcome for outcome in ended if outcome not in fatal], journal)
-            if fatal:
-                raise StoreError(
-                    f"block {fatal[0].block} could not be written, and the run stopped: {fatal[0].error}. Run again to go on"
-                )
+            while True:
+                try:
+                    with executor_for(
+                        execution.cluster, plan.staffing, n_blocks=n_left, silent=silent, listen=self._listen
+                    ) as executor:
+                        self._announce_start(executor, plan)
+                        self._do_blocks(executor, job, journal, stop)
+                    break
+                except ClusterLostError as loss:
+                    self._wait_for_cluster(loss, stop)
             return stop.is_set() and self._ledger.n_left > 0
+
+    def _do_blocks(self, executor: Executor, job: BlockJob, journal: Journal, stop: threading.Event) -> None:
+        """Run the blocks that are left, until there are none or something says that no more should be begun."""
+        fatal: list[BlockFailure] = []
+        breaker = Breaker()
+
+        def halt() -> bool:
+            return stop.is_set() or bool(fatal) or breaker.is_open
+
+        with closing(executor.outcomes(job, self._ledger.left(), halt)) as outcomes:
+            for ended in outcomes:
+                fatal.extend(outcome for outcome in ended if isinstance(outcome, BlockFailure) and outcome.fatal)
+                self._note([outcome for outcome in ended if outcome not in fatal], journal)
+                for outcome in ended:
+                    breaker.note(outcome)
+        if fatal:
+            raise StoreError(
+                f"block {fatal[0].block} could not be written, and the run stopped: {fatal[0].error}. Run again to go on"
+            )
+        if breaker.is_open and self._ledger.n_left:
+            self._listen(Notice(text=f"stopped: {breaker.reason}"))
+
+    def _wait_for_cluster(self, loss: ClusterLostError, stop: threading.Event) -> None:
+        """Wait for the scheduler to come back; what was at work there is done again. Raise the loss where it does not, or Ctrl-C came."""
+        scheduler = self._execution.cluster.scheduler
+        if scheduler is None or stop.is_set():
+            raise loss
+        self._listen(Notice(text=f"{loss}; waiting {_PATIENCE_S / 60:.0f} minutes for it at {scheduler}"))
+        if not wait_for_scheduler(scheduler, patience_s=_PATIENCE_S):
+            raise loss
 
     def _note(self, outcomes: list[Outcome], journal: Journal) -> None:
         """Make outcomes durable; only then they count."""
@@ -292,8 +343,10 @@ class _Run:
     def _clean_up(self, *, complete: bool) -> None:
         """Remove the staged copy of a complete run, and bring the list of failures up to date."""
         if complete:
-            self._paths.scratch.unlink(missing_ok=True)
-        write_failures(self._paths.failures, self._prepared, list(self._ledger.failures.values()))
+            remove_state(self._paths.scratch)
+            remove_partials(self._paths.out)  # of workers that were killed meanwhile
+        ledger = self._ledger
+        write_failures(self._paths.failures, self._prepared, list(ledger.failures.values()), ledger.unreadable_windows())
 
     def _summary(self, *, n_new: int, interrupted: bool) -> Summary:
         ledger, classes = self._ledger, self._prepared.model.classes
@@ -310,6 +363,7 @@ class _Run:
             seconds=round(time.perf_counter() - self._started, 3),
             interrupted=interrupted,
             stage_s={name: round(seconds, 3) for name, seconds in ledger.stage_s.items()},
+            unreadable=ledger.unreadable_windows(),
         )
 
 
@@ -328,11 +382,10 @@ def _check_destination(paths: RunPaths, *, overwrite: bool) -> None:
 
 def _remove_run(paths: RunPaths) -> None:
     """Remove an earlier run. The record goes first: from then on its orphaned workers write no more."""
-    paths.record.unlink(missing_ok=True)
+    remove_state(paths.record)
     if paths.out.exists():
         remove_store(paths.out)
-    for path in (paths.journal, paths.failures, paths.scratch):
-        path.unlink(missing_ok=True)
+    remove_state(paths.journal, paths.failures, paths.scratch)
 
 
 def _new_record(prepared: Prepared, engine: EngineSpec) -> RunRecord:

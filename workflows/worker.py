@@ -27,7 +27,7 @@ from pipeline.memory import BLOCKS_AT_ONCE, seen_windows_bytes
 from pipeline.network.checkpoint import file_sha256, load_network, read_model_spec
 from pipeline.network.image_pooling import assemble
 from pipeline.network.models import find_model
-from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene
+from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene, unreadable_in
 from pipeline.seen_windows import SeenWindows
 from pipeline.segment import segment_block, warm_up
 from pipeline.spec import SegmentSpec, json_digest
@@ -96,9 +96,12 @@ def _process(job: BlockJob, index: BlockIndex, attempt: int) -> BlockReceipt:
     workplace = Workplace(processor=processor, seen=_seen_windows(job, scene.info), turn=_turn)
     result = segment_block(index, scene=scene, engine=engine, model=model, spec=job.spec, workplace=workplace)
     with workplace.clock.stage("write"):
-        _check_still_ours(job)
         window = Blocks(shape=scene.info.shape, block_px=job.spec.grid.block_px).window(index)
-        chunks = () if result is None else write_block(Path(job.out), window, _arrays(result))
+        chunks = (
+            ()
+            if result is None
+            else write_block(Path(job.out), window, _arrays(result), check_ours=lambda: _check_still_ours(job))
+        )
     return BlockReceipt(
         block=index,
         state="nodata" if result is None else "done",
@@ -110,6 +113,7 @@ def _process(job: BlockJob, index: BlockIndex, attempt: int) -> BlockReceipt:
         host=socket.gethostname(),
         attempt=attempt,
         stage_s=workplace.clock.seconds,
+        unreadable=tuple((part.row_off, part.col_off, part.height, part.width) for part in unreadable_in(scene, window)),
     )
 
 

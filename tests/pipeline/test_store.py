@@ -453,7 +453,7 @@ def calls(monkeypatch):
         real_fsync(handle)
 
     def replace(source, target):
-        record.append(("replace", Path(target)))
+        record.append(("replace", Path(target).resolve()))
         real_replace(source, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -578,6 +578,79 @@ def test_strays_of_killed_writers_are_removed(store):
     (store / "0/labels/c/0/1.0123abcd.partial").write_bytes(b"torn")
     assert remove_partials(store) == 1
     assert [check_receipt(store, receipt) for receipt in receipts] == [None] * 2
+
+
+def test_stores_that_killed_processes_were_making_or_removing_are_removed(store):
+    for name in (f"out.zarr.{'0a' * 16}.partial", "out.zarr.mine.partial", f"other.zarr.{'0a' * 16}.partial"):
+        (store.parent / name / "0").mkdir(parents=True)
+    (store.parent / f"out.zarr.{'0b' * 16}.partial").write_text("a file is none")
+    assert remove_partials(store) == 0
+    left = {path.name for path in store.parent.iterdir()}
+    assert left == {"out.zarr", "out.zarr.mine.partial", f"other.zarr.{'0a' * 16}.partial", f"out.zarr.{'0b' * 16}.partial"}
+
+
+@pytest.mark.parametrize("name", ["out.zarr", "other.zarr"], ids=["of the same name", "of none"])
+def test_a_block_goes_to_the_store_that_it_was_checked_for_and_to_no_later_one(store, name):
+    window = Window(row_off=0, col_off=0, height=32, width=32)
+    moved = store.with_name("moved.zarr")
+
+    def take_the_place() -> None:
+        store.rename(moved)
+        create_store(store.with_name(name), make_layout())
+
+    if name == "out.zarr":
+        assert len(write_block(store, window, make_arrays(window), check_ours=take_the_place)) == 2
+        assert (read_labels(store, window) == 255).all()
+        assert (read_labels(moved, window) == make_arrays(window)["labels"]).all()
+    else:
+        with pytest.raises(StoreError, match="no Zarr group"):
+            write_block(store, window, make_arrays(window), check_ours=take_the_place)
+
+
+def test_a_store_that_is_removed_meanwhile_is_not_made_again(store):
+    window = Window(row_off=0, col_off=0, height=32, width=32)
+
+    def replace() -> None:
+        remove_store(store)
+        create_store(store, make_layout())
+
+    with pytest.raises(StoreError, match="has no array"):
+        write_block(store, window, make_arrays(window), check_ours=replace)
+    assert not list(store.glob("0/labels/c/*"))
+
+
+def test_a_directory_to_which_an_orphan_adds_a_file_is_removed_all_the_same(store, monkeypatch):
+    window = Window(row_off=0, col_off=0, height=32, width=32)
+    write_block(store, window, make_arrays(window))
+    real, late = os.rmdir, ["0"]
+
+    def rmdir(path, **given):
+        if str(path) == "c" and late:
+            handle = given["dir_fd"]
+            os.close(os.open(f"/proc/self/fd/{handle}/c/{late.pop()}", os.O_CREAT | os.O_WRONLY))
+        real(path, **given)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    remove_store(store)
+    assert not late
+    assert list(store.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("failing_call", [1, 2, 30])
+def test_a_new_store_whose_name_is_not_synced_is_none(tmp_path, monkeypatch, failing_call):
+    n_calls, real = 0, os.fsync
+
+    def fail_on(handle):
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == failing_call or Path(f"/proc/self/fd/{handle}").readlink() == tmp_path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fail_on)
+    with pytest.raises(StoreError, match="cannot create"):
+        create_store(tmp_path / "out.zarr", make_layout())
+    assert list(tmp_path.iterdir()) == []
 
 
 def _write_one(path: Path, window: Window, seed: int):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 from pipeline.errors import SourceError, StoreError
@@ -42,6 +43,8 @@ def _fail(kind: str, index: tuple[int, int]) -> None:
         raise UnpicklableError(index)
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "hang":
+        time.sleep(1e6)
 
 
 class UnpicklableError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from pathlib import Path
@@ -13,13 +14,16 @@ from block_faults import faulty_block, faulty_task
 from distributed import Client, KilledWorker, LocalCluster
 
 from pipeline.engine.protocol import EngineSpec
+from pipeline.errors import ClusterLostError, UnfitWorkersError
 from pipeline.scene import SceneSpec
 from pipeline.spec import SegmentSpec
 from pipeline.stretch import Stretch
 from workflows import cluster, dask_executor, executor, worker
-from workflows.dask_executor import DaskExecutor
+from workflows.dask_executor import DaskExecutor, Refusal
 from workflows.events import BlockFailure, BlockReceipt
 from workflows.executor import MAX_ATTEMPTS, SerialExecutor
+from workflows.fitness import Conditions, Examination
+from workflows.in_flight import TimeLimit
 from workflows.worker import BlockJob
 
 BLOCKS = [(row, col) for row in range(3) for col in range(4)]
@@ -50,6 +54,7 @@ def client():
 def subject(request, monkeypatch):
     """Return an executor whose blocks do nothing but fail as they are told."""
     monkeypatch.setattr(executor, "process_block", faulty_block)
+    monkeypatch.setattr(executor, "_PAUSE_S", 0.01)
     if request.param == "serial":
         return SerialExecutor()
     monkeypatch.setattr(dask_executor, "run_task", faulty_task)
@@ -154,13 +159,13 @@ def executor_with(**methods) -> DaskExecutor:
 def test_a_worker_has_blocks_at_work_and_one_waiting_and_more_where_they_take_no_time():
     looks = []
     threads = {"one": 1, "two": 2, "many": 8}
-    subject = executor_with(nthreads=lambda: looks.append(1) or threads, gather=lambda futures, **_: futures)
+    subject = executor_with(nthreads=lambda: looks.append(1) or threads)
     assert subject._width() == (1 + 1) + (2 + 1) + (2 + 1)
 
     def end(seconds: float) -> None:
         done = BlockReceipt(block=(0, 0), state="nodata", n_pixels=1, seconds=seconds, device="", host="")
         found = SimpleNamespace(key="a", status="finished")
-        subject._client.gather = lambda futures, **_: dict.fromkeys(futures, done)
+        subject._gather = lambda futures, _timeout_s: dict.fromkeys(futures, done)
         subject._fetch([found])
 
     for _ in range(1000):
@@ -175,19 +180,91 @@ def test_a_worker_has_blocks_at_work_and_one_waiting_and_more_where_they_take_no
 def test_a_result_that_is_lost_with_its_worker_is_no_end_of_the_run():
     lost = SimpleNamespace(key="lost", status="finished")
     broken = SimpleNamespace(key="broken", status="error", exception=lambda: KilledWorker("broken", None, 1))
-    again = SimpleNamespace(
-        key="again", status="lost", exception=lambda: None
-    )  # its worker died, and another one has done it again
+    again = SimpleNamespace(key="again", status="lost")  # its worker died, and another one does it again
     receipt = BlockReceipt(block=(0, 0), state="nodata", n_pixels=1, seconds=0.1, device="", host="")
     kept = SimpleNamespace(key="kept", status="finished")
     asked = []
 
-    def gather(futures, *, errors):
-        asked.append((sorted(futures), errors))
-        return {"lost": None, "kept": receipt, "again": receipt}
+    async def gather(futures, *, errors, asynchronous):
+        asked.append((sorted(futures), errors, asynchronous))
+        return {"lost": None, "kept": receipt}
 
-    assert executor_with(gather=gather)._fetch([lost, broken, kept, again]) == {"kept": receipt, "again": receipt}
-    assert asked == [(["again", "kept", "lost"], "skip")]
+    subject = executor_with(gather=gather, sync=lambda function, **_: asyncio.run(function()))
+    assert subject._fetch([lost, broken, kept, again]) == {"kept": receipt}
+    assert asked == [(["kept", "lost"], "skip", True)]
+    assert subject._unsent == [again]
+
+
+def test_a_worker_that_does_not_send_what_it_has_holds_up_no_other():
+    receipt = BlockReceipt(block=(0, 0), state="nodata", n_pixels=1, seconds=0.1, device="", host="")
+    stuck, free = (SimpleNamespace(key=key, status="finished") for key in ("stuck", "free"))
+    subject = executor_with()
+
+    def gather(futures, _timeout_s):
+        if "stuck" in futures:
+            raise TimeoutError
+        return dict.fromkeys(futures, receipt)
+
+    subject._gather = gather
+    assert subject._fetch([stuck, free]) == {}
+    assert subject._unsent == [stuck, free]
+    assert subject._fetch([]) == {"free": receipt}
+    assert subject._unsent == [stuck]
+    subject._gather = lambda futures, _timeout_s: dict.fromkeys(futures, receipt)
+    assert subject._fetch([]) == {"stuck": receipt}
+    assert subject._unsent == []
+
+
+def test_blocks_that_were_cancelled_by_nobody_mean_that_the_scheduler_is_gone():
+    subject = executor_with()
+    cancelled = SimpleNamespace(key="a", status="cancelled")
+    with pytest.raises(ClusterLostError, match="the Dask scheduler went away"):
+        subject._judge((0, 0), cancelled, None, again=[], suspects={})
+
+
+def test_a_worker_that_is_not_fit_gets_no_more_blocks_and_the_block_loses_no_try():
+    said, again = [], []
+    refusal = Refusal(worker="tcp://old", reason="it has zarr 2")
+    subject = DaskExecutor(SimpleNamespace(nthreads=lambda: {"tcp://old": 2, "tcp://new": 2}), listen=said.append)
+    assert subject._judge((0, 0), SimpleNamespace(key="a"), refusal, again=again, suspects={}) == []
+    assert [index for _, index in again] == [(0, 0)]
+    assert subject._tries == {}
+    assert "worker tcp://old gets no blocks: it has zarr 2" in said[0].text
+    subject._judge((0, 1), SimpleNamespace(key="b"), refusal, again=again, suspects={})
+    assert len(said) == 1
+    assert subject._width() == 3
+    with pytest.raises(UnfitWorkersError, match="no worker of the cluster can do this job; tcp://new: no model"):
+        subject._judge((0, 2), SimpleNamespace(key="c"), Refusal(worker="tcp://new", reason="no model"), again=again, suspects={})
+
+
+def test_a_worker_looks_at_itself_when_it_joins(job, monkeypatch, tmp_path):
+    made = job({})
+    for problems, weights, known in [({}, None, True), ({"model": "gone"}, b"weights", True), ({"model": "gone"}, None, False)]:
+        monkeypatch.setattr(dask_executor, "_jobs", {})
+        monkeypatch.setattr(dask_executor, "_unfit", {})
+        monkeypatch.setattr(dask_executor, "get_worker", lambda: SimpleNamespace(address="tcp://me"))
+        monkeypatch.setattr(dask_executor, "examine", lambda *_, found=problems: Examination(problems=found, engine=""))
+        plugin = QuickPlugin(made, Conditions(versions={}, scene_bytes=None), weights)
+        plugin.setup(SimpleNamespace(local_directory=str(tmp_path)))
+        assert (plugin.digest in dask_executor._jobs) is known
+        if not known:
+            assert dask_executor.run_task(plugin.digest, (0, 0), 1) == Refusal(worker="tcp://me", reason="gone")
+        elif weights is not None:
+            assert Path(dask_executor._jobs[plugin.digest].spec.model_path).read_bytes() == weights
+
+
+@pytest.mark.parametrize("healthy", [True, False])
+def test_a_process_whose_device_is_broken_ends(job, monkeypatch, healthy):
+    made, ended = job({}), []
+    monkeypatch.setattr(dask_executor, "_jobs", {made.digest(): made})
+    monkeypatch.setattr(
+        dask_executor, "process_block", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("device-side assert"))
+    )
+    monkeypatch.setattr(dask_executor, "is_healthy", lambda _device: healthy)
+    monkeypatch.setattr(dask_executor.os, "_exit", ended.append)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        dask_executor.run_task(made.digest(), (0, 0), 1)
+    assert ended == ([] if healthy else [75])
 
 
 @pytest.mark.cluster
@@ -203,6 +280,35 @@ def test_a_block_that_kills_its_worker_harms_no_other(subject, job):
     assert not failure.fatal
     assert all(isinstance(outcome, BlockReceipt) for outcome in outcomes.values())
     assert calls(made)[0, 1] == 4  # two deaths among others, two alone
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", ["dask"], indirect=True)
+def test_a_block_that_never_ends_is_given_up_and_harms_no_other(subject, job):
+    made, said = job({(0, 1): ("hang", 99), (2, 0): ("hang", 1)}), []
+    subject._limit, subject._listen = TimeLimit(3.0), said.append
+    outcomes = run(subject, made)
+    assert sorted(outcomes) == BLOCKS
+    failure = outcomes.pop((0, 1))
+    assert isinstance(failure, BlockFailure)
+    assert "longer than 3 s each time" in failure.error
+    assert all(isinstance(outcome, BlockReceipt) for outcome in outcomes.values())
+    assert all("the worker is restarted" in notice.text for notice in said)
+    assert len(said) >= 2
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.parametrize("subject", ["dask"], indirect=True)
+def test_where_most_blocks_kill_their_worker_they_are_tried_alone_before_any_new_one(subject, job, monkeypatch):
+    monkeypatch.setattr(dask_executor, "_MOST_SUSPECTS", 1)
+    made = job(dict.fromkeys(BLOCKS, ("die", 99)))
+    seen: list = []
+    for ended in subject.outcomes(made, BLOCKS, lambda: len(seen) > 0):
+        seen.extend(ended)
+    assert all(isinstance(outcome, BlockFailure) for outcome in seen)
+    assert len(calls(made)) < len(BLOCKS)
 
 
 @pytest.mark.cluster

@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
 from pipeline.errors import LockedError, StoreError, StoreMismatchError
+from workflows import run_state
 from workflows.fingerprint import hard_fields, soft_fields
 from workflows.prepare import prepare
 from workflows.run_state import (
@@ -22,7 +24,9 @@ from workflows.run_state import (
     is_locked,
     locked,
     new_run_id,
+    passing_while_locked,
     read_record,
+    remove_state,
     write_record,
 )
 
@@ -80,6 +84,41 @@ def test_a_full_disk_leaves_no_half_record(paths, full_disk):
     assert list(paths.folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("failing_call", [1, 2])
+def test_a_record_that_is_not_synced_is_a_store_error(paths, monkeypatch, failing_call):
+    calls, real = [], os.fsync
+
+    def fsync(handle):
+        calls.append(handle)
+        if len(calls) == failing_call:
+            raise OSError(5, "Input/output error")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_record(paths, record())
+
+
+def test_a_flipped_bit_of_a_record_is_noticed(paths):
+    write_record(paths, record())
+    content, whole, n_same = paths.record.read_bytes(), read_record(paths), 0
+    for at in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[at // 8] ^= 1 << at % 8
+        paths.record.write_bytes(damaged)
+        with suppress(StoreError):
+            assert read_record(paths) == whole, "only what is another spelling of the same is read"
+            n_same += 1
+    assert n_same <= 3
+
+
+def test_a_record_of_the_first_versions_has_no_digest(paths):
+    data = json.loads(record().to_json())
+    del data["digest"]
+    paths.record.write_text(json.dumps(data))
+    assert read_record(paths).run_id == "a"
+
+
 def test_run_ids_differ():
     assert len({new_run_id() for _ in range(100)}) == 100
 
@@ -129,6 +168,36 @@ def test_the_lock_is_freed_by_an_error(paths):
     with pytest.raises(ZeroDivisionError), locked(paths):
         raise ZeroDivisionError
     assert not is_locked(paths)
+
+
+def test_a_lock_whose_file_was_removed_by_its_last_holder_locks_nothing(paths, monkeypatch):
+    """The one that waited for it has a file without a name; another one would make, and lock, a new file."""
+    removed, real = [], run_state._take
+
+    def take(file, given):
+        real(file, given)
+        if not removed:
+            removed.append(paths.lock.stat().st_ino)
+            paths.lock.rename(paths.folder / "removed")
+
+    monkeypatch.setattr(run_state, "_take", take)
+    with locked(paths):
+        assert is_locked(paths)
+        assert paths.lock.stat().st_ino != removed[0]
+
+
+def test_what_is_half_made_while_another_works_is_told_as_locked(paths):
+    with pytest.raises(StoreError, match="half"), passing_while_locked(paths):
+        raise StoreError("half made")
+    with locked(paths), pytest.raises(LockedError, match="worked on by another process"), passing_while_locked(paths):
+        raise StoreError("half made")
+
+
+def test_files_of_the_state_that_cannot_be_removed_are_a_store_error(paths):
+    paths.scratch.mkdir()
+    remove_state(paths.journal)
+    with pytest.raises(StoreError, match=r"staged.tif cannot be removed"):
+        remove_state(paths.scratch)
 
 
 def test_looking_at_the_lock_makes_nothing(tmp_path):

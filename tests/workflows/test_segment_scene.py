@@ -7,18 +7,20 @@ import json
 import os
 import shutil
 import subprocess
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pipeline.crf.energy import CrfSpec
-from pipeline.errors import LockedError, SourceError, StoreError, StoreMismatchError
+from pipeline.errors import ClusterLostError, LockedError, SourceError, StoreError, StoreMismatchError
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.store import open_layout, read_labels
 from pipeline.window import Window
-from workflows import executor, segment_scene, worker
+from workflows import cluster, executor, segment_scene, worker
 from workflows.choose_grid import GridRequest
+from workflows.cluster import ClusterSpec, Staffing
 from workflows.events import BlockFailure, BlockReceipt, Notice, RunStarted, Staging
 from workflows.report import summary_lines
 from workflows.run_state import RunPaths, locked, read_record
@@ -162,7 +164,7 @@ def test_failed_blocks_are_polygons_over_the_scene(run, out, broken):
     collection = json.loads(RunPaths(out=out).failures.read_text())
     assert collection["crs"]["properties"]["name"] == "urn:ogc:def:crs:EPSG::32640"
     (feature,) = collection["features"]
-    assert feature["properties"] == {"row": 1, "col": 1, "error": "SourceError: damaged there", "attempts": 3}
+    assert feature["properties"] == {"kind": "failed", "row": 1, "col": 1, "error": "SourceError: damaged there", "attempts": 3}
     (ring,) = feature["geometry"]["coordinates"]
     left, right = 500_000 + 64 * 0.5, 500_000 + WIDTH * 0.5
     top, bottom = 2_800_000 - 64 * 0.5, 2_800_000 - HEIGHT * 0.5
@@ -439,8 +441,8 @@ def test_a_worker_of_an_overwritten_run_writes_no_more(run, out, monkeypatch):
 
     def segment_meanwhile(index, **given):
         result = real(index, **given)
-        record = RunPaths(out=out).record
-        record.write_text(record.read_text().replace(read_record(RunPaths(out=out)).run_id, "another one"))
+        paths = RunPaths(out=out)
+        paths.record.write_text(dataclasses.replace(read_record(paths), run_id="another one").to_json())
         return result
 
     monkeypatch.setattr(worker, "segment_block", segment_meanwhile)
@@ -473,3 +475,73 @@ def test_what_was_chosen_when_a_run_began_stays_when_the_memory_is_another(run, 
     assert run(grid=grid).n_new == 0
     with pytest.raises(StoreMismatchError, match=r"grid\.overlap_px"):
         run(grid=GridRequest(block_px=64, overlap_px=16))
+
+
+class Scheduled:
+    """Workers on a scheduler that goes away after some blocks, ``n_losses`` times."""
+
+    dashboard, n_workers = None, 1
+
+    def __init__(self, n_losses: int) -> None:
+        self.n_losses = n_losses
+
+    @contextmanager
+    def __call__(self, *_arguments, **_options):
+        yield self
+
+    def outcomes(self, job, blocks, stop):
+        for ended in executor.SerialExecutor().outcomes(job, blocks, stop):
+            yield ended
+            if self.n_losses:
+                self.n_losses -= 1
+                raise ClusterLostError("the Dask scheduler went away")
+
+
+@pytest.fixture
+def on_scheduler(monkeypatch, request_for, execution, scene, out, events):
+    """Return ``run(n_losses, comes_back)`` on a cluster of somebody else."""
+
+    def go(n_losses: int, *, comes_back: bool):
+        monkeypatch.setattr(segment_scene, "executor_for", Scheduled(n_losses))
+        monkeypatch.setattr(segment_scene, "wait_for_scheduler", lambda *_, **__: comes_back)
+        monkeypatch.setattr(cluster, "staff_of_cluster", lambda *_: Staffing(n_workers=1, threads=1, limit_bytes=2**40))
+        how = execution(cluster=ClusterSpec(scheduler="tcp://host:1", threads=1))
+        return segment(request_for(scene), out, how, events.append)
+
+    return go
+
+
+def test_a_run_waits_for_its_scheduler_and_goes_on(on_scheduler, events):
+    assert on_scheduler(2, comes_back=True).succeeded
+    assert sum(isinstance(event, RunStarted) for event in events) == 3
+    assert sum(isinstance(event, Notice) and "waiting 5 minutes for it at tcp://host:1" in event.text for event in events) == 2
+
+
+def test_a_scheduler_that_stays_away_ends_the_run_and_a_resume_goes_on(on_scheduler, out, execution):
+    with pytest.raises(ClusterLostError):
+        on_scheduler(1, comes_back=False)
+    assert resume(out, execution()).n_new == N_BLOCKS - 1
+
+
+def test_a_run_in_which_most_blocks_fail_stops(raster, run, out, monkeypatch, execution, events):
+    monkeypatch.setattr(executor, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(executor, "process_block", lambda *_, **__: (_ for _ in ()).throw(SourceError("the disk is broken")))
+    many = raster(height=64 * 6, width=64 * 6)
+    summary = run(many)
+    assert (len(summary.failures), summary.succeeded) == (20, False)
+    assert any(isinstance(event, Notice) and "20 of the last 20 blocks failed" in event.text for event in events)
+    monkeypatch.undo()
+    assert resume(out, execution(retry_failed=True)).succeeded
+
+
+def test_what_killed_workers_left_is_removed_when_a_run_is_complete(run, out, monkeypatch):
+    real = executor.process_block
+
+    def leaves(job, index, **more):
+        receipt = real(job, index, **more)
+        (out / "0" / "labels" / "c" / f"7.{'a' * 32}.partial").write_bytes(b"half a chunk")
+        return receipt
+
+    monkeypatch.setattr(executor, "process_block", leaves)
+    assert run().succeeded
+    assert list(out.rglob("*.partial")) == []
