@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 import sys
 import tomllib
 import warnings
@@ -19,18 +20,20 @@ import click
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from workflows.crf_request import CrfRequest
     from workflows.segment_scene import Execution, Summary
 
 from pipeline.errors import (
+    ClusterLostError,
     LockedError,
     MemoryBudgetError,
     PipelineError,
     SourceError,
     StoreError,
     StoreMismatchError,
+    UnfitWorkersError,
     WeightsError,
 )
 
@@ -44,6 +47,8 @@ _EXIT_CODES: tuple[tuple[type[PipelineError], int], ...] = (
     (WeightsError, EXIT_BAD_INPUT),
     (StoreError, EXIT_CANNOT_WRITE),
     (LockedError, EXIT_TRY_AGAIN),
+    (ClusterLostError, EXIT_TRY_AGAIN),
+    (UnfitWorkersError, EXIT_MISMATCH),
     (PipelineError, EXIT_USAGE),
 )
 
@@ -163,6 +168,14 @@ _request_options = _stack(
     ),
     click.option("--nodata", type=float, help="Value that means nodata. [default: as the scene says]"),
     click.option(
+        "--on-read-error",
+        type=click.Choice(["fail", "nodata"]),
+        default="fail",
+        help="What damaged parts of the scene become: blocks that failed, or nodata that is named.",
+    ),
+    click.option("--allow-vrt", is_flag=True, help="Read a VRT, if it is a plain mosaic of files in its own folder."),
+    click.option("--max-pixels", type=click.IntRange(min=1), help="Largest scene that is accepted, px. [default: 2**40]"),
+    click.option(
         "--stretch",
         callback=_numbers(float),
         metavar="LOW,HIGH",
@@ -216,6 +229,12 @@ _cluster_options = _stack(
     click.option("--threads", type=int, help="Network windows at once per worker. [default: cores / workers, as memory allows]"),
     click.option("--scheduler", metavar="ADDRESS|FILE", help="A running Dask cluster, by address or scheduler file."),
     click.option("--cluster", type=click.Choice(["local", "cuda", "serial"]), default="local", help="What to start otherwise."),
+    click.option(
+        "--block-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="Restart the worker of a block that takes longer. [default: ten times the slowest so far, at least 300]",
+    ),
 )
 _execution_options = _stack(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the network runs."),
@@ -293,18 +312,24 @@ def status(out: Path, **options: Any) -> int:
         click.echo(json.dumps({**asdict(now), "n_left": now.n_left, "eta_s": now.eta_s}))
     else:
         click.echo("\n".join(status_lines(now)))
-    return EXIT_QUARANTINED if now.n_failed else 0
+    return EXIT_QUARANTINED if now.n_failed or now.unreadable else 0
 
 
 @atrous.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--fast", is_flag=True, help="Compare checksums only; decode no pixels.")
 @click.option("--repair", is_flag=True, help="Remove what is damaged, so that resume does it again.")
+@click.option(
+    "--seams",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also compute labels again at N places where blocks meet, and compare.",
+)
 @_report_options
 def verify(out: Path, **options: Any) -> int:
     """Compare every file of OUT with what was written, and decode every pixel."""
     from workflows.verify import run  # noqa: PLC0415
-    from workflows.verify_report import verification_lines  # noqa: PLC0415
+    from workflows.verify_report import seam_lines, seams_to_dict, verification_lines  # noqa: PLC0415
 
     with _view(options) as view:
         found = run(
@@ -313,10 +338,13 @@ def verify(out: Path, **options: Any) -> int:
             repair=options["repair"],
             on_progress=lambda done, total: view.advance("verifying", done=done, total=total),
         )
+        seams = None if options["seams"] is None or found.damages else _look_at_seams(out, options["seams"], view)
     if options["json"]:
-        click.echo(json.dumps({**asdict(found), "sound": found.sound, "complete": found.complete}))
+        verdict = {"sound": found.sound, "complete": found.complete}
+        click.echo(json.dumps({**asdict(found), **verdict, "seams": seams_to_dict(seams)}))
     else:
-        click.echo("\n".join(verification_lines(found)))
+        lines = [] if options["seams"] is None else seam_lines(seams)
+        click.echo("\n".join([*verification_lines(found), *lines]))
     if not found.sound:
         return EXIT_QUARANTINED
     return 0 if found.complete else EXIT_TRY_AGAIN
@@ -514,7 +542,32 @@ def import_model(file: Path, **options: Any) -> None:
     click.echo(report.out)
 
 
+@atrous.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=".")
+@click.option("--json", is_flag=True, help="Print as JSON.")
+def doctor(folder: Path, **options: Any) -> int:
+    """Tell whether everything that a run needs is here and works: libraries, devices, limits, locks in FOLDER, the network."""
+    environment = dict(os.environ)  # before libraries add to it
+    from workflows.doctor import diagnosis_lines, run  # noqa: PLC0415
+
+    found = run(folder, environment=environment, known=frozenset(_variables(atrous, "ATROUS")))
+    click.echo(json.dumps(found.to_dict()) if options["json"] else "\n".join(diagnosis_lines(found)))
+    if not found.writable:
+        return EXIT_CANNOT_WRITE
+    return EXIT_UNEXPECTED if found.count("problem") else 0
+
+
 # From options to specs, from results to text
+
+
+def _variables(command: click.Command, prefix: str) -> Iterator[str]:
+    """Yield the environment variables that stand for options."""
+    yield from (
+        f"{prefix}_{option.name.upper()}" for option in command.params if isinstance(option, click.Option) and option.name
+    )
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from _variables(child, f"{prefix}_{name.upper()}")
 
 
 def _import_request(file: Path, options: dict[str, Any]) -> Any:
@@ -565,6 +618,7 @@ def _request(scene: str, options: dict[str, Any]) -> Any:
         image_pooling=options["image_pooling"],
         crf=_crf_request(options) if _wants_crf(options) else None,
         output=OutputSpec(chunk_px=options["chunk"], shard_px=options["shard"], probabilities=options["probabilities"]),
+        **{name: options[name] for name in ("on_read_error", "allow_vrt", "max_pixels")},
     )
 
 
@@ -625,6 +679,7 @@ def _execution(options: dict[str, Any]) -> Execution:
             scheduler=options["scheduler"],
             n_workers=options["workers"],
             threads=options["threads"],
+            block_timeout_s=options["block_timeout"],
         ),
         overwrite=options.get("overwrite", False),
         retry_failed=options.get("retry_failed", False),
@@ -657,6 +712,12 @@ def _print_plan(request: Any, options: dict[str, Any]) -> int:
     return 0
 
 
+def _look_at_seams(out: Path, n_places: int, view: Any) -> Any:
+    from workflows.seams import run  # noqa: PLC0415
+
+    return run(out, n_places=n_places, on_progress=lambda done, total: view.advance("seams", done=done, total=total))
+
+
 def _report(summary: Summary, *, as_json: bool, quiet: bool) -> int:
     from workflows.report import summary_lines  # noqa: PLC0415
 
@@ -669,7 +730,7 @@ def _report(summary: Summary, *, as_json: bool, quiet: bool) -> int:
     if summary.interrupted:
         _say(f"interrupted; go on with: atrous resume {summary.out}")
         return EXIT_TRY_AGAIN
-    return EXIT_QUARANTINED if summary.failures else 0
+    return EXIT_QUARANTINED if summary.failures or summary.unreadable else 0
 
 
 if __name__ == "__main__":

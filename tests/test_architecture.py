@@ -15,9 +15,12 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("pipeline", "workflows") for path in (ROOT / folder).rglob("*.py"))
 
 DOORS = {
-    "zarr": {"pipeline/store.py", "pipeline/durable_store.py", "pipeline/zarr_scene.py"},
+    "zarr": {"pipeline/store.py", "pipeline/durable_store.py", "pipeline/zarr_scene.py", "pipeline/zarr_guard.py"},
     "rasterio": {
-        *(f"pipeline/{name}.py" for name in ("gdal_scene", "georef", "staging", "geotiff", "conventions", "damage")),
+        *(
+            f"pipeline/{name}.py"
+            for name in ("gdal_scene", "gdal_build", "georef", "staging", "geotiff", "conventions", "damage")
+        ),
         "workflows/training_data.py",
     },
     "pydensecrf": {"pipeline/crf/pydensecrf.py"},

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 import numpy as np
 import pytest
+import yaml
 
 from cli import atrous
 from pipeline.georef import Georef
@@ -93,7 +94,7 @@ def test_no_page_names_a_path_of_this_machine(page):
 
 
 def test_every_fence_is_of_a_kind_that_is_checked_or_is_plain_text():
-    checked = {"bash", "python", "toml", "json", "text"}
+    checked = {"bash", "python", "toml", "json", "yaml", "text"}
     assert not [str(fence) for fence in FENCES if fence.language not in checked]
 
 
@@ -102,9 +103,44 @@ def test_every_python_fence_is_run_or_says_why_not():
     assert not [str(fence) for fence in reasons]
 
 
-@pytest.mark.parametrize("fence", _of("toml", "json"), ids=str)
+def _documents(fence: Fence) -> list[object]:
+    loads = {"toml": tomllib.loads, "json": json.loads}
+    return list(yaml.safe_load_all(fence.text)) if fence.language == "yaml" else [loads[fence.language](fence.text)]
+
+
+@pytest.mark.parametrize("fence", _of("toml", "json", "yaml"), ids=str)
 def test_data_can_be_parsed(fence):
-    (tomllib.loads if fence.language == "toml" else json.loads)(fence.text)
+    assert all(isinstance(document, dict) for document in _documents(fence))
+
+
+def _leaves_of(value: object, name: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _leaves_of(child, f"{name}.{key}" if name else key)
+    else:
+        yield name, value
+
+
+def _known_to_dask() -> set[str]:
+    import dask
+    import distributed  # noqa: F401  (brings its defaults)
+
+    return {name for name, _ in _leaves_of({"distributed": dask.config.get("distributed")})}
+
+
+DASK_SETTINGS = [fence for fence in _of("yaml") if fence.text.startswith("distributed:")]
+
+
+@pytest.mark.parametrize("fence", DASK_SETTINGS, ids=str)
+def test_settings_for_dask_are_known_to_it_and_are_ours(fence):
+    from workflows.cluster import _SETTINGS, _SILENT_SETTINGS
+
+    ours, known = {**_SETTINGS, **_SILENT_SETTINGS}, _known_to_dask()
+    for name, value in _leaves_of(_documents(fence)[0]):
+        assert name in known or ".pre-spawn-environ." in name, f"{fence}: {name}"
+        assert value == ours.get(name, value), f"{fence}: {name}"
+    if "tls" not in fence.text:
+        assert {name for name, _ in _leaves_of(_documents(fence)[0])} <= set(ours)
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -120,6 +156,13 @@ def test_configuration_files_have_known_keys(fence):
     assert {name.replace("-", "_") for name in tomllib.loads(fence.text)} <= known
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_variables_for_dask_are_known_to_it(page):
+    found = re.findall(r"\bDASK_(DISTRIBUTED__\w+)", page.read_text())
+    known = {name.upper().replace("-", "_").replace(".", "__") for name in _known_to_dask()}
+    assert set(found) <= known
+
+
 # Commands
 
 
@@ -129,6 +172,9 @@ def _commands() -> Iterator[tuple[str, list[str]]]:
         for line in fence.text.replace("\\\n", " ").splitlines():
             if re.match(r"\s*atrous ", line):
                 yield str(fence), shlex.split(line, comments=True)
+    for fence in _of("yaml"):
+        for words in re.findall(r"(?:command|args): (\[atrous.*\])$", fence.text, flags=re.MULTILINE):
+            yield str(fence), yaml.safe_load(words)
     for page in PAGES:
         for code in re.findall(r"`(atrous [^`]+)`", _prose(page)):
             yield str(page.relative_to(ROOT)), shlex.split(code)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, get_args
+
+from workflows.seam_places import PlaceKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from workflows.block_check import Damage
+    from workflows.seams import SeamReport
     from workflows.verify import Verification
 
 _N_SHOWN = 20
+_KINDS: dict[PlaceKind, str] = {
+    "block": "where blocks meet",
+    "tile": "where CRF tiles meet",
+    "window": "where network windows meet",
+    "inside": "away from all of these",
+}
 
 
 def verification_lines(found: Verification) -> list[str]:
@@ -27,6 +37,38 @@ def verification_lines(found: Verification) -> list[str]:
         *_left_behind(found),
         *_verdict(found),
     ]
+
+
+def seam_lines(found: SeamReport | None) -> list[str]:
+    """Return what was computed again, and which share of the labels differs; None: the output is damaged, and nothing was."""
+    if found is None:
+        return ["seams    not looked at: the output is damaged"]
+    if not found.places:
+        return ["seams    none in what is finished: it is of one block, one network window and at most one CRF tile"]
+    told = (_describe_seams(found, kind) for kind in get_args(PlaceKind) if found.share(kind) is not None)
+    return [
+        *(f"seams    {line}" for line in told),
+        f"seams    computed again with {found.engine or 'the stored probabilities'}, in squares of {found.square_px} px",
+        *(f"seams    although {sentence}" for sentence in found.changed),
+    ]
+
+
+def seams_to_dict(found: SeamReport | None) -> dict[str, Any] | None:
+    """Return everything that was found, with the shares of each kind of place."""
+    if found is None:
+        return None
+    return {"shares": {kind: found.share(kind) for kind in get_args(PlaceKind)}, **asdict(found)}
+
+
+def _describe_seams(found: SeamReport, kind: PlaceKind) -> str:
+    places = found.of(kind)
+    worst = max(places, key=lambda place: place.n_differ)
+    share = found.share(kind) or 0.0
+    text = f"{len(places)} place{'s' * (len(places) != 1)} {_KINDS[kind]}: {100 * share:.3f} % of labels differ"
+    if kind == "inside":
+        return f"{text}, computed with a window {found.displaced_px} px aside"
+    where = f"; most at row {worst.row}, column {worst.col}: {100 * worst.n_differ / worst.n_pixels:.3f} %"
+    return text + where * bool(worst.n_differ)
 
 
 def _describe_blocks(found: Verification) -> str:

@@ -286,8 +286,10 @@ def test_an_attribute_that_was_added_is_no_damage_and_one_that_was_lost_is(out):
 def test_another_version_may_word_metadata_and_compress_coordinates_in_its_own_way(out):
     import zarr
 
-    record, path = RunPaths(out=out).record, out / "0" / "x" / "zarr.json"
-    record.write_text(record.read_text().replace(f'"version.zarr": "{zarr.__version__}"', '"version.zarr": "3.0.0"'))
+    path, paths = out / "0" / "x" / "zarr.json", RunPaths(out=out)
+    record = read_record(paths)
+    assert record.soft["version.zarr"] == zarr.__version__
+    paths.record.write_text(dataclasses.replace(record, soft={**record.soft, "version.zarr": "3.0.0"}).to_json())
     data = json.loads(path.read_text())
     values = zarr.open_array(path.parent, mode="r")[:]
     data["codecs"] = [{"name": "bytes", "configuration": {"endian": "little"}}]
@@ -299,10 +301,10 @@ def test_another_version_may_word_metadata_and_compress_coordinates_in_its_own_w
 
 
 def test_without_root_and_model_nobody_knows_the_classes(out):
-    record = RunPaths(out=out).record
-    data = json.loads(record.read_text())
-    data["spec"]["model_path"] = str(out / "gone.safetensors")
-    record.write_text(json.dumps(data))
+    paths = RunPaths(out=out)
+    record = read_record(paths)
+    spec = {**record.spec, "model_path": str(out / "gone.safetensors")}
+    paths.record.write_text(dataclasses.replace(record, spec=spec).to_json())
     assert verify.run(out).complete
     (out / "zarr.json").unlink()
     with pytest.raises(StoreError, match=r"is no Zarr group.*gone.safetensors.*Put that file back, and run again"):
