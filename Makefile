@@ -1,6 +1,7 @@
 # make demo    segment the shipped sample scene with the shipped model, and make a picture of it
 # make test    install everything into .venv and run all tests, in JOBS=2 processes
-# make check   lint, types, layers, docs
+# make check   lint (security rules among it), types, layers, known holes in dependencies, docs
+# make chaos   attack runs: kills, poison, damage, full disks, power cuts, hostile files (about a quarter of an hour); make torture: more of all
 # make bench   measure this machine against what else there is: networks, the CRF, whole jobs beside peers (about half an hour)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ OUT ?= demo-out
 JOBS ?= 2
 SOURCES := pipeline workflows cli.py tests
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check chaos torture bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,7 +39,18 @@ check: $(VENV)/.installed-check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tests/audit_dependencies.py
 	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
+CHAOS := poison cluster concurrency damage fingerprints storage power_cut hostile kills
+
+chaos: $(VENV)/.installed-check
+	for attack in $(CHAOS); do $(BIN)/python tests/chaos/$$attack.py --quick || exit 1; done
+
+torture: $(VENV)/.installed-check
+	for attack in $(CHAOS); do $(BIN)/python tests/chaos/$$attack.py --keep || exit 1; done
+	ATROUS_STATEFUL_EXAMPLES=200 $(BIN)/python -m pytest -q tests/workflows/test_stateful.py
+	$(BIN)/python tests/chaos/tables.py
 
 bench: $(VENV)/.installed-check
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
