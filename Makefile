@@ -49,7 +49,7 @@ chaos: $(VENV)/.installed-check
 
 torture: $(VENV)/.installed-check
 	for attack in $(CHAOS); do $(BIN)/python tests/chaos/$$attack.py --keep || exit 1; done
-	ATROUS_STATEFUL_EXAMPLES=200 $(BIN)/python -m pytest -q tests/workflows/test_stateful.py
+	ATROUS_TORTURE=200 $(BIN)/python -m pytest -q tests/workflows/test_stateful.py
 	$(BIN)/python tests/chaos/tables.py
 
 bench: $(VENV)/.installed-check

@@ -1,12 +1,13 @@
 """Does a job on a cluster that was started apart survive what happens to clusters?
 
-One job of 324 blocks: two workers; one is killed, one joins, the scheduler is started again, and the second worker is told to leave. Then
-workers that cannot do the job: without the model (it is sent to them), with another version, without the output's folder. Where namespaces
-allow, the second worker has a mount namespace, a host name and a network of its own, as another host would.
+One job of 324 blocks: two workers; one is killed, one joins and soon retires, the scheduler is killed and started again. Then workers that
+cannot do the job: without the model (it is sent to them), the scene or the output's folder, or with another version. Then encrypted
+connections. Where namespaces allow, workers have a mount namespace and a host name of their own, as another host would.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 SIDE_PX = 18 * 64 - 7
 N_BLOCKS = 18 * 18
 HERE = ("--device", "cpu", "--threads", "1", "--block-timeout", "60")
+USAGE = 2
 HOST = ("unshare", "--mount", "--uts")
 """What starts a process that sees other mounts and has another host name."""
 
@@ -39,9 +41,10 @@ def on(cluster: Deployment, job: Job, out: Path) -> list[str]:
     return command(*job.segment(out, *HERE, "--scheduler", cluster.file))
 
 
-def run_on(cluster: Deployment, job: Job, out: Path) -> Ended:
+def run_on(cluster: Deployment, job: Job, out: Path, environment: dict[str, str] | None = None) -> Ended:
     """Run the job on a cluster to its end."""
-    ended = subprocess.run(on(cluster, job, out), capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    words = on(cluster, job, out)
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT, env=environment)
     return Ended(code=ended.returncode, stdout=ended.stdout, stderr=ended.stderr)
 
 
@@ -131,6 +134,45 @@ def unfit(job: Job, folder: Path, expected: dict[str, bytes]) -> list[Row]:
     return rows
 
 
+def encrypted(job: Job, folder: Path, expected: dict[str, bytes]) -> list[Row]:
+    """Run on a cluster that speaks TLS only, with its certificate and without."""
+    folder.mkdir()
+    environment = {**os.environ, "DASK_CONFIG": str(certificates(folder))}
+    with Deployment(folder / "cluster", environment, protocol="tls") as cluster:
+        cluster.start_scheduler()
+        cluster.start_worker("one")
+        ended = run_on(cluster, job, folder / "out.zarr", environment)
+        without = run_on(cluster, job, folder / "never.zarr")
+    same = ended.code == COMPLETE and files_of(folder / "out.zarr") == expected
+    refused = without.code == USAGE and "no Dask scheduler answers" in without.stderr and not (folder / "never.zarr").exists()
+    return [
+        ("TLS with certificates of an own authority", "exit code 0, byte-identical" if same else ended.stderr, same),
+        (
+            "TLS, a client without certificate",
+            f"exit code {without.code}, nothing written" if refused else without.stderr,
+            refused,
+        ),
+    ]
+
+
+def certificates(folder: Path) -> Path:
+    """Make an authority and a certificate, and return the folder with Dask's configuration for them."""
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    authority = ("-CA", "ca.pem", "-CAkey", "ca-key.pem", "-CAcreateserial")
+    for words in (
+        ("req", "-x509", *key, "-days", "2", "-subj", "/CN=authority", "-keyout", "ca-key.pem", "-out", "ca.pem"),
+        ("req", *key, "-subj", "/CN=dask", "-keyout", "key.pem", "-out", "dask.csr"),
+        ("x509", "-req", "-in", "dask.csr", *authority, "-days", "2", "-out", "dask.pem"),
+    ):
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+    own = {"cert": str(folder / "dask.pem"), "key": str(folder / "key.pem")}
+    tls = {"ca-file": str(folder / "ca.pem"), "scheduler": own, "worker": own, "client": own}
+    (folder / "configuration").mkdir()
+    text = json.dumps({"distributed": {"comm": {"require-encryption": True, "tls": tls}}})
+    (folder / "configuration" / "tls.yaml").write_text(text)
+    return folder / "configuration"
+
+
 def chunks(out: Path) -> dict[str, bytes]:
     """Return the chunk files of an output; its metadata name the scene."""
     return chunks_of(files_of(out))
@@ -170,6 +212,8 @@ def run() -> list[Row]:
         small = make_job(folder / "small")
         if has_namespaces():
             rows += unfit(small, folder, reference(small))
+        if shutil.which("openssl"):
+            rows += encrypted(small, folder / "tls", reference(small))
         return rows
 
 

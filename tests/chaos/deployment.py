@@ -29,30 +29,25 @@ class Deployment:
         Where the scheduler file is, and the workers' own files.
     environment
         Of all processes.
+    protocol
+        What they speak: ``tcp`` or ``tls``.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None, *, protocol: str = "tcp") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / "scheduler.json"
         self._folder = folder
         self._environment = {**(environment or os.environ), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
         self._port = _free_port()
+        self._protocol = protocol
         self._scheduler: subprocess.Popen[bytes] | None = None
         self._workers: dict[str, subprocess.Popen[bytes]] = {}
 
     def start_scheduler(self) -> None:
         """Start the scheduler, always on the same port."""
         self.file.unlink(missing_ok=True)
-        words = (
-            "scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(self._port),
-            "--no-dashboard",
-            "--scheduler-file",
-            str(self.file),
-        )
+        place = ("--protocol", self._protocol, "--host", "127.0.0.1", "--port", str(self._port))
+        words = ("scheduler", *place, "--no-dashboard", "--scheduler-file", str(self.file))
         self._scheduler = self._start(words)
         wait_until(self.file.exists)
 
