@@ -15,6 +15,7 @@ import itertools
 import logging
 import math
 import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -63,7 +64,6 @@ _FETCH_S, _FETCH_ONE_S = 10.0, 1.0
 """How long to wait for receipts: a worker whose Python is stuck keeps them to itself."""
 _MOST_SUSPECTS = 20
 """With so many set aside they are tried before any new block: where every block kills its worker, that ends the run soon."""
-_RESTART_S = 60
 _REGISTER_TRIES, _REGISTER_PAUSE_S = 5, 1.0
 _DIED = "the worker process died each time it worked on this block"
 
@@ -127,6 +127,11 @@ def register(client: Client, plugin: WorkerPlugin) -> None:
             time.sleep(_REGISTER_PAUSE_S)
         else:
             return
+
+
+def end_process(dask_worker: Any) -> None:
+    """End the process of a worker that may not listen; runs on its nanny, which starts another one."""
+    os.kill(dask_worker.pid, signal.SIGKILL)
 
 
 class DaskExecutor:
@@ -346,8 +351,8 @@ class DaskExecutor:
 
         async def end() -> None:
             with suppress(Exception):  # it is gone already, or takes its time
-                if has_nanny:
-                    await self._client.restart_workers([worker], timeout=_RESTART_S, raise_for_error=False)
+                if has_nanny:  # not `Client.restart_workers`: it asks first, and was seen to leave no worker behind
+                    await self._client.run(end_process, workers=[worker], nanny=True)
                 else:
                     await self._client.run(os._exit, 1, workers=[worker], wait=False)
             self._restarting.discard(worker)
