@@ -33,6 +33,11 @@ class ChunkReceipt:
     """CRC-32C of the file, 0 to 2**32 - 1."""
 
 
+def crc32c(data: bytes) -> int:
+    """Return the CRC-32C of some bytes, 0 to 2**32 - 1."""
+    return int(google_crc32c.value(data))
+
+
 def check_receipt(path: Path, receipt: ChunkReceipt, *, level: CheckLevel = "length") -> str | None:
     """Return None where the file in the store at ``path`` is as the receipt says, else the reason.
 

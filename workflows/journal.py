@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from pipeline.durable_file import sync_directory
 from pipeline.errors import StoreError
-from pipeline.receipt import ChunkReceipt
+from pipeline.receipt import ChunkReceipt, crc32c
 from workflows.events import BlockFailure, BlockReceipt
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 _READ_BYTES = 1 << 15
 """Lines are parsed together, as many as fill this; with more of them, the garbage collector takes as long as the parser."""
+_SEAL = b',"crc":'
 _HEAD = ("v", "run", "time_s")
 _RECEIPT = ("state", *(field.name for field in dataclasses.fields(BlockReceipt) if field.name != "state"))
 _ALLOWED = frozenset((*_HEAD, *_RECEIPT))
@@ -64,10 +65,10 @@ class Journal:
 
     def append(self, *outcomes: Outcome) -> None:
         """Write one line per outcome and return when all are durable: what ended together is synced together."""
-        lines = (json.dumps(_to_json(outcome, run_id=self._run_id), separators=(",", ":")) + "\n" for outcome in outcomes)
+        lines = (_seal(json.dumps(_to_json(outcome, run_id=self._run_id), separators=(",", ":"))) for outcome in outcomes)
         end = self._file.seek(0, os.SEEK_END)
         try:
-            self._write("".join(lines).encode())
+            self._write(b"".join(lines))
             os.fsync(self._file.fileno())
         except OSError as cause:
             self._take_back(end)
@@ -114,7 +115,7 @@ def read_values(path: Path) -> Iterator[tuple[int, Any]]:
     with open_to_read(path) as file:
         while lines := file.readlines(_READ_BYTES):
             for line, value in zip(lines, _parse(lines), strict=True):
-                yield start, value
+                yield start, _unsealed(line, value)
                 start += len(line)
 
 
@@ -139,7 +140,7 @@ def read_entry_at(path: Path, start: int, *, run_id: str) -> Entry | None:
 
 def parse_line(line: bytes, *, run_id: str, start: int = 0) -> Entry | None:
     """Return what a line of a journal says; None where it is cut short, of another run, or cannot be read."""
-    return entry_of(_parse_one(line), run_id=run_id, start=start)
+    return entry_of(_unsealed(line, _parse_one(line)), run_id=run_id, start=start)
 
 
 def entry_of(fields: Any, *, run_id: str, start: int = 0) -> Entry | None:
@@ -167,6 +168,19 @@ def is_receipt(value: Any, *, run_id: str) -> bool:
 def latest(entries: Iterator[Entry]) -> dict[BlockIndex, Outcome]:
     """Return the last outcome of every block."""
     return {entry.outcome.block: entry.outcome for entry in entries}
+
+
+def _seal(text: str) -> bytes:
+    """Return a line of a journal with the checksum of all that comes before it: a flipped bit could make another block done."""
+    body = text[:-1].encode()
+    return body + _SEAL + str(crc32c(body)).encode() + b"}\n"
+
+
+def _unsealed(line: bytes, value: Any) -> Any:
+    """Return the value of a line without its checksum; None where that is wrong. The first versions wrote none."""
+    if not isinstance(value, dict) or "crc" not in value:
+        return value
+    return value if crc32c(line.rpartition(_SEAL)[0]) == value.pop("crc") else None
 
 
 def _to_json(outcome: Outcome, *, run_id: str) -> dict[str, Any]:

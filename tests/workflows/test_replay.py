@@ -100,7 +100,7 @@ def test_no_journal_is_an_empty_one(path):
 def test_lines_of_the_first_versions_have_no_stages(path, receipt):
     write(path, receipt(0, 0))
     line = json.loads(path.read_bytes())
-    del line["stage_s"]
+    del line["stage_s"], line["crc"]
     path.write_text(json.dumps(line) + "\n")
     found = replay(path).ledger
     assert (found.n_done, found.stage_s) == (1, {})
@@ -123,6 +123,8 @@ def test_lines_of_the_first_versions_have_no_stages(path, receipt):
 def test_lines_that_say_nothing_of_a_block_of_this_run_are_passed_over(path, receipt, change):
     write(path, receipt(0, 0), receipt(0, 1))
     lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    for line in lines:
+        del line["crc"]  # it would tell
     lines[0].update(change)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = replay(path).ledger

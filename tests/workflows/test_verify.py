@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import re
 import shutil
 
 import numpy as np
@@ -59,9 +60,9 @@ def files_of(folder) -> dict[str, bytes]:
 
 
 def change_journal(out, change) -> None:
-    """Rewrite the journal's lines, from a list of bytes to another one."""
+    """Rewrite the journal's lines, from a list of bytes to another one; without checksums, which would tell."""
     path = RunPaths(out=out).journal
-    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+    path.write_bytes(b"".join(change(re.sub(rb',"crc":\d+}', b"}", path.read_bytes()).splitlines(keepends=True))))
 
 
 def kinds(found) -> list[str]:
