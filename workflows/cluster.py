@@ -284,12 +284,12 @@ def _start_cuda(staffing: Staffing) -> Any:
     )
 
 
-def _connect(scheduler: str, *, timeout_s: float = _CONNECT_S) -> Client:
+def _connect(scheduler: str, *, timeout_s: float | None = None) -> Client:
     is_file = "://" not in scheduler and Path(scheduler).suffix == ".json"
     try:
         # Read here: distributed would wait for ever for a file that does not exist.
         address = json.loads(Path(scheduler).read_text())["address"] if is_file else scheduler
-        return Client(address, timeout=timeout_s)
+        return Client(address, timeout=timeout_s or _CONNECT_S)
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise SpecError(
             f"--scheduler {scheduler} was asked for; no Dask scheduler answers there ({type(cause).__name__}: {cause}): give an address "

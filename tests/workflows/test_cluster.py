@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import dask
 import pytest
 from dask.utils import parse_timedelta
 from distributed import Client
+from distributed.comm import CommClosedError
 
-from pipeline.errors import MissingDependencyError, SpecError
+from pipeline.errors import ClusterLostError, MissingDependencyError, SpecError
+from pipeline.memory import UNKNOWN_BYTES
 from workflows import cluster
 from workflows.cluster import ClusterSpec, Staffing, executor_for, is_serial, staff
 from workflows.executor import SerialExecutor
@@ -157,7 +161,7 @@ def test_cuda_without_dask_cuda_says_what_to_install(machine):
 )
 def test_a_scheduler_that_is_not_there_is_a_spec_error(tmp_path, monkeypatch, scheduler):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cluster, "_CONNECT_TIMEOUT", "300ms")
+    monkeypatch.setattr(cluster, "_CONNECT_S", 0.3)
     (tmp_path / "torn.json").write_text('{"address": ')
     (tmp_path / "other.json").write_text(json.dumps({"id": "x"}))
     (tmp_path / "list.json").write_text("[]")
@@ -178,3 +182,41 @@ def test_the_scheduler_keeps_nothing_of_what_was_submitted():
         spans = local.scheduler.extensions["spans"].spans.values()
         assert [span.metadata["collections"] for span in spans] == [[]] * len(spans)
         assert len(spans) >= 1
+
+
+def test_a_scheduler_is_waited_for(monkeypatch):
+    tries = []
+
+    def connect(scheduler, *, timeout_s):
+        tries.append(scheduler)
+        if len(tries) < 3:
+            raise SpecError("nobody answers")
+        return nullcontext()
+
+    monkeypatch.setattr(cluster, "_connect", connect)
+    monkeypatch.setattr(cluster, "_RETRY_S", 0.0)
+    assert cluster.wait_for_scheduler("tcp://host:1", patience_s=60)
+    assert tries == ["tcp://host:1"] * 3
+    tries.clear()
+    assert not cluster.wait_for_scheduler("tcp://host:1", patience_s=-1)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "expected"),
+    [
+        (CommClosedError("closed"), "running", ClusterLostError),
+        (RuntimeError("client is closed"), "closed", ClusterLostError),
+        (RuntimeError("a bug"), "running", RuntimeError),
+        (SpecError("a wish"), "closed", SpecError),
+    ],
+)
+def test_what_comes_after_a_scheduler_went_away_is_a_loss(error, status, expected):
+    with pytest.raises(expected), cluster._losses(SimpleNamespace(status=status)):
+        raise error
+
+
+def test_workers_that_are_not_there_yet_have_an_unknown_limit(monkeypatch):
+    client = SimpleNamespace(scheduler_info=lambda **_: {"workers": {}})
+    monkeypatch.setattr(cluster, "_connect", lambda _scheduler: nullcontext(client))
+    found = cluster.staff_of_cluster(ClusterSpec(scheduler="tcp://host:1"), "tcp://host:1")
+    assert (found.n_workers, found.threads, found.limit_bytes) == (1, 1, UNKNOWN_BYTES)
