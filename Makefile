@@ -1,7 +1,7 @@
 # make demo    segment the shipped sample scene with the shipped model, and make a picture of it
 # make test    install everything into .venv and run all tests, in JOBS=2 processes
 # make check   lint (security rules among it), types, layers, known holes in dependencies, docs
-# make chaos   attack runs: kills, poison, damage, full disks, power cuts, hostile files (about a quarter of an hour); make torture: more of all
+# make chaos   attack runs: kills, poison, damage, full disks, power cuts, hostile files; make torture: much more of all
 # make bench   measure this machine against what else there is: networks, the CRF, whole jobs beside peers (about half an hour)
 
 PYTHON ?= python3
