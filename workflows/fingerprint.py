@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.engine.protocol import EngineSpec
     from pipeline.scene import SceneInfo
 
+LIBRARIES = ("atrous", "torch", "numpy", "zarr", "rasterio")
+"""What decides a rounding or a file format, whatever runs the network."""
 _N_SAMPLES = 16
 _SAMPLE_BYTES = 65536
 
@@ -50,7 +52,7 @@ def hard_fields(spec: SegmentSpec, scene: SceneInfo) -> dict[str, Any]:
 def soft_fields(spec: SegmentSpec, engine: EngineSpec) -> dict[str, Any]:
     """Return the fields that may change a rounding but not the meaning: paths, device, precision, versions."""
     runs_network = choose_engine(engine)
-    libraries = ("atrous", "torch", "numpy", "zarr", "rasterio", *(("openvino",) if runs_network == "openvino" else ()))
+    libraries = (*LIBRARIES, *(("openvino",) if runs_network == "openvino" else ()))
     versions = {name: metadata.version(name) for name in libraries}
     return _flatten(
         {

@@ -18,6 +18,7 @@ from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import PipelineError, StoreError
 from pipeline.network.checkpoint import file_sha256
 from pipeline.network.models import find_model
+from workflows.fingerprint import LIBRARIES
 from workflows.run_state import RunPaths, read_record
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 Aspect = Literal["versions", "engine", "model", "scene", "output"]
 
-_LIBRARIES = ("atrous", "torch", "numpy", "zarr", "rasterio")
-"""What decides a rounding or a file format."""
 PROBE_SUFFIX = ".seen"
 """What the files end in by which workers show that they can write where the client reads."""
 
@@ -69,7 +68,7 @@ def conditions_of(job: BlockJob) -> Conditions:
 def installed_versions() -> dict[str, str]:
     """Return the versions of what decides the bytes."""
     python = ".".join(platform.python_version_tuple()[:2])
-    return {"Python": python, **{name: metadata.version(name) for name in _LIBRARIES}}
+    return {"Python": python, **{name: metadata.version(name) for name in LIBRARIES}}
 
 
 def examine(job: BlockJob, conditions: Conditions, *, probe: str = "") -> Examination:

@@ -1,16 +1,18 @@
 """Kill everything, resume, compare every byte: real processes, real signals."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "chaos"))
+
+from jobs import command, files_of, journal_blocks, started
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -19,37 +21,8 @@ IN_FLIGHT = 2 * 3  # two workers, two blocks at work and one waiting each
 GRID = ["--window", "64", "--overlap", "16", "--block", "64", "--chunk", "32"]
 
 
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "cli", *map(str, words)]
-
-
 def segment(scene: Path, model: Path, out: Path, *more: str) -> list[str]:
     return command("segment", scene, out, "--model", model, *GRID, "-q", *more)
-
-
-@contextmanager
-def started(words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command in a process group of its own, and leave nothing of it behind."""
-    process = subprocess.Popen(words, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        yield process
-    finally:
-        kill_group(process)
-
-
-def kill_group(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-
-
-def journal_blocks(out: Path) -> list[tuple[int, int]]:
-    """Return the blocks of all whole journal lines, in order."""
-    path = out.with_name(out.name + ".run") / "journal.jsonl"
-    if not path.exists():
-        return []
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    return [tuple(json.loads(line)["block"]) for line in lines]
 
 
 def wait_for(out: Path, n_blocks: int, process: subprocess.Popen[bytes]) -> None:
@@ -58,10 +31,6 @@ def wait_for(out: Path, n_blocks: int, process: subprocess.Popen[bytes]) -> None
         assert process.poll() is None, f"ended before it could be killed: {process.communicate()[1].decode()}"
         assert time.monotonic() < deadline, "no progress"
         time.sleep(0.005)
-
-
-def files_of(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 def blocks_on_disk(out: Path) -> set[tuple[int, int]]:
