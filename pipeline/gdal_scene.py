@@ -114,6 +114,15 @@ class GdalScene:
         return self._layout.colours
 
     @property
+    def palette(self) -> tuple[tuple[int, int, int], ...] | None:
+        """Red, green and blue, 0 to 255, that the numbers 0, 1, ... of the first selected band stand for; None: there is no palette."""
+        band = self._layout.bands[0]
+        if self._reader.colorinterp[band - 1] != ColorInterp.palette:
+            return None
+        colours = self._reader.colormap(band)
+        return tuple(colours.get(number, (0, 0, 0))[:3] for number in range(max(colours) + 1))
+
+    @property
     def in_order(self) -> bool:
         """Whether rows can only be decoded from the first one on."""
         if self._reader.driver == "GTiff" and self._info.block_shape[0] == 1 < self._info.height:
@@ -186,20 +195,20 @@ class GdalScene:
         self.close()
 
 
-def gdal_environment(**options: str) -> rasterio.Env:
+def gdal_environment(**options: str | int) -> rasterio.Env:
     """Return the settings for opening and reading files; the empty session keeps rasterio off credentials."""
     return rasterio.Env(session=DummySession(), **_OPTIONS, **options)
 
 
-def open_gdal_scene(spec: SceneSpec) -> GdalScene:
-    """Open the file of ``spec`` and check all that can be checked without decoding pixels."""
+def open_gdal_scene(spec: SceneSpec, *, indices: bool = False) -> GdalScene:
+    """Open the file of ``spec`` and check all that can be checked without decoding pixels; ``indices`` into a palette only where asked."""
     path = local_path(spec.uri).absolute()
     if path.exists():
         check_regular(path)
     _check_companions(path)
     try:
         with gdal_environment():
-            return _opened(spec, path)
+            return _opened(spec, path, indices=indices)
     except GDAL_ERRORS as error:
         reason = str(error)
     # Raised out here for the reason given in `GdalScene.read`.
@@ -237,16 +246,16 @@ def _open_reader(path: Path) -> DatasetReader:
         return DatasetReader(str(path), driver=list(DRIVERS))
 
 
-def _opened(spec: SceneSpec, path: Path) -> GdalScene:
+def _opened(spec: SceneSpec, path: Path, *, indices: bool) -> GdalScene:
     reader = _open_reader(path)
     try:
-        return _checked(spec, reader)
+        return _checked(spec, reader, indices=indices)
     except BaseException:
         reader.close()
         raise
 
 
-def _checked(spec: SceneSpec, reader: DatasetReader) -> GdalScene:
+def _checked(spec: SceneSpec, reader: DatasetReader, *, indices: bool) -> GdalScene:
     """Refuse what cannot be read, cheapest check first."""
     if reader.count == 0:
         raise SourceError(f"{spec.uri} holds no band of its own, perhaps several images; extract one with gdal_translate")
@@ -255,7 +264,8 @@ def _checked(spec: SceneSpec, reader: DatasetReader) -> GdalScene:
     _check_bytes(spec, reader)
     layout = _layout(spec, reader)
     check_dtype(spec.uri, reader.dtypes[layout.bands[0] - 1])
-    _check_no_palette(spec.uri, reader, layout)
+    if not indices:
+        _check_no_palette(spec.uri, reader, layout)
     if spec.on_read_error == "fail":
         check_complete(spec.uri, reader)
     return GdalScene(reader, _info(spec, reader, layout), layout)

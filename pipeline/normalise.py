@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,12 +34,18 @@ def normalise(tile: Tile, window: Window, *, stretch: Stretch, model: ModelSpec)
     (bands, height, width) float32.
     """
     inside = window.relative_to(tile.window).to_slices()
-    values = stretch.apply(tile.pixels[:, *inside])
-    low, high = model.input_range
-    if (low, high) != (0, 255):
-        values *= np.float32((high - low) / 255)
-        values += np.float32(low)
+    values = to_input(tile.pixels[:, *inside], stretch=stretch, input_range=model.input_range)
     values -= np.asarray(model.mean, np.float32)[:, None, None]
     values /= np.asarray(model.std, np.float32)[:, None, None]
     values[:, ~tile.valid[inside]] = 0
+    return values
+
+
+def to_input(pixels: NDArray[Any], *, stretch: Stretch, input_range: tuple[float, float]) -> NDArray[np.float32]:
+    """Return pixels (bands, height, width) of a scene in the units of a model whose lowest and highest value are ``input_range``."""
+    values = stretch.apply(pixels)
+    low, high = input_range
+    if (low, high) != (0, 255):
+        values *= np.float32((high - low) / 255)
+        values += np.float32(low)
     return values

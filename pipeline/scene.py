@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 __all__ = ["Scene", "SceneInfo", "SceneSpec", "Tile", "open_scene", "read_reflected", "scene_files", "unreadable_in"]
 
 
-def open_scene(spec: SceneSpec) -> Scene:
+def open_scene(spec: SceneSpec, *, indices: bool = False) -> Scene:
     """Open the raster of ``spec``: a Zarr directory, or a file of one of GDAL's allowed drivers.
+
+    A file whose pixels are numbers of colours in a palette is refused, unless ``indices`` says that the numbers are wanted.
 
     Raises
     ------
@@ -50,7 +52,7 @@ def open_scene(spec: SceneSpec) -> Scene:
         raise SourceError(f"{spec.uri} does not exist; give the path of a raster file or of a Zarr directory")
     check_regular(path)
     if not path.is_dir():
-        return _open_file(spec, path)
+        return _open_file(spec, path, indices=indices)
     if is_zarr(path):
         return _tolerating(spec, open_zarr_scene)
     raise SourceError(f"{spec.uri} is a directory without zarr.json, .zarray or .zgroup; give a raster file or a Zarr directory")
@@ -71,7 +73,7 @@ def scene_files(spec: SceneSpec) -> list[Path]:
     return [path, *(file for file in read_vrt(path).files if file.is_file())] if spec.allow_vrt and is_vrt(path) else [path]
 
 
-def _open_file(spec: SceneSpec, path: Path) -> Scene:
+def _open_file(spec: SceneSpec, path: Path, *, indices: bool) -> Scene:
     try:
         bmp, vrt = is_bmp(path), is_vrt(path)
     except OSError as error:
@@ -79,7 +81,7 @@ def _open_file(spec: SceneSpec, path: Path) -> Scene:
     if bmp:
         return _tolerating(spec, open_bmp_scene)
     if not vrt:
-        return _open_gdal(spec)
+        return _open_gdal(spec, indices=indices)
     if spec.allow_vrt:
         return open_vrt_scene(spec, _open_gdal)
     raise SourceError(
@@ -88,8 +90,8 @@ def _open_file(spec: SceneSpec, path: Path) -> Scene:
     )
 
 
-def _open_gdal(spec: SceneSpec) -> Scene:
-    first = open_gdal_scene(spec)
+def _open_gdal(spec: SceneSpec, *, indices: bool = False) -> Scene:
+    first = open_gdal_scene(spec, indices=indices)
     if spec.on_read_error == "fail":
         return first
     with first:

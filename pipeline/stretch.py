@@ -129,8 +129,10 @@ def _ends(samples: list[NDArray[Any]], percentiles: tuple[float, float]) -> tupl
     return float(low), float(high)
 
 
-def _stretched(band: NDArray[Any], *, low: float, high: float) -> NDArray[np.floating[Any]]:
+def _stretched(band: NDArray[Any], *, low: float, high: float) -> NDArray[Any]:
     """Return one band (height, width) in 0..255, NaN as 0."""
+    if band.dtype == np.uint8 and (low, high) == (0, 255):
+        return band  # the sums below give the same numbers
     # float32 holds 8- and 16-bit integers exactly; a difference of large 32-bit integers or doubles needs
     # float64.
     exact = band.dtype.itemsize <= 2 or band.dtype == np.float32

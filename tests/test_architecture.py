@@ -21,8 +21,11 @@ DOORS = {
             f"pipeline/{name}.py"
             for name in ("gdal_scene", "gdal_build", "georef", "staging", "geotiff", "conventions", "damage")
         ),
-        "workflows/training_data.py",
+        "workflows/label_warp.py",
+        "workflows/polygons.py",
     },
+    "geopandas": {"workflows/polygons.py"},
+    "shapely": {"workflows/polygons.py"},
     "pydensecrf": {"pipeline/crf/pydensecrf.py"},
     "numba": {f"pipeline/{name}.py" for name in ("compiled", "lanes", "crf/mean_field", "crf/norms")},
     "llvmlite": {"pipeline/lanes.py"},

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.classify import classify
-from pipeline.errors import SourceError, SpecError
-from pipeline.network.spec import ClassSpec
-from pipeline.scene import open_scene
+from pipeline.errors import SpecError
+from pipeline.scene import SceneSpec, open_scene
 from pipeline.segment import BlockWindows, crf_lattice, recall
 from pipeline.store import read_labels as read_store_labels
 from pipeline.window import Window
+from workflows.label_source import IGNORED, LabelSpec, open_labels
 from workflows.refinement import refinement_of
-from workflows.training_data import IGNORED, LabelCoding, count_bands, read_labels
 from workflows.trimap import distance_in
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from pipeline.crf.energy import CrfSpec
     from pipeline.grid import Lattice
+    from pipeline.network.spec import ClassSpec
     from pipeline.scene import Tile
     from workflows.prepare import Prepared
     from workflows.stored_run import StoredRun
@@ -127,12 +127,9 @@ def open_labelled(stored: StoredRun, labels_path: Path, colors: LabelColors, *, 
         The labels cannot be read, hold something unknown, or are of another size than the store.
     """
     prepared = refinement_of(stored, crf)
-    labels = read_labels(labels_path, _coding(labels_path, colors, prepared.model.classes))
-    if labels.shape != prepared.scene.shape:
-        raise SourceError(
-            f"{labels_path} has {labels.shape[0]} x {labels.shape[1]} px and {stored.store} {prepared.scene.height} x "
-            f"{prepared.scene.width} px; both must cover the same pixels: give the labels of that scene"
-        )
+    spec = _label_spec(labels_path, colors, prepared.model.classes)
+    with open_labels(spec, shape=prepared.scene.shape, georef=prepared.scene.georef) as source:
+        labels = source.read(Window.of_shape(source.shape))
     return LabelledStore(prepared=prepared, has_network_labels=stored.spec.crf is None, labels=labels)
 
 
@@ -170,17 +167,18 @@ def _network_labels(
     return classify(probabilities, valid)[0]
 
 
-def _coding(path: Path, colors: LabelColors, classes: tuple[ClassSpec, ...]) -> LabelCoding:
-    if colors.classes is None and count_bands(path) == 1:
-        return LabelCoding(colors=None, n_classes=len(classes))
+def _label_spec(path: Path, colors: LabelColors, classes: tuple[ClassSpec, ...]) -> LabelSpec:
+    """Return how labels are read: a single band holds ids, others the colours of the model, where nobody gave colours."""
+    names = tuple(one.name for one in classes)
+    plain = LabelSpec(path=path, classes=names)
+    if colors.classes is None and (plain.is_polygons or _has_ids(path)):
+        return plain
     written = colors.classes or tuple(one.color for one in classes)
-    if len(written) != len(classes):
-        raise SpecError(
-            f"{len(written)} label colours were given; there are {len(classes)} classes ({', '.join(one.name for one in classes)}), "
-            "give one for each, in this order"
-        )
-    return LabelCoding(colors=_rgb(written), ignored_colors=_rgb(colors.ignored), n_classes=len(classes))
+    return LabelSpec(path=path, classes=names, colors=written, ignored_colors=colors.ignored)
 
 
-def _rgb(colors: tuple[str, ...]) -> tuple[tuple[int, int, int], ...]:
-    return tuple(ClassSpec(name="label", color=color).rgb for color in colors)
+def _has_ids(path: Path) -> bool:
+    if path.is_dir():
+        return True
+    with open_scene(SceneSpec(uri=str(path)), indices=True) as scene:
+        return scene.info.n_bands == 1

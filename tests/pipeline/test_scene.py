@@ -392,6 +392,15 @@ def test_a_palette_image_is_refused_with_the_way_out(tmp_path):
         open_scene(SceneSpec(uri=str(path)))
 
 
+def test_the_numbers_of_a_palette_are_read_where_they_are_asked_for(tmp_path):
+    picture = Image.fromarray(noise()[0]).convert("RGB").quantize(5)
+    picture.save(tmp_path / "a.png")
+    with open_scene(SceneSpec(uri=str(tmp_path / "a.png")), indices=True) as scene:
+        numbers = scene.read(scene.info.window).pixels
+        np.testing.assert_array_equal(numbers[0], np.asarray(picture))
+        np.testing.assert_array_equal(np.array(scene.palette)[numbers[0]], np.asarray(picture.convert("RGB")))
+
+
 def test_a_scene_with_too_many_pixels_is_refused_before_it_is_read(tiff):
     with pytest.raises(SourceError, match="101 x 203 = 20503 px; at most 20502 px"):
         open_scene(SceneSpec(uri=str(tiff), max_pixels=20502))

@@ -18,13 +18,13 @@ from pipeline.network.checkpoint import load_network, read_model_spec
 from pipeline.store import read_array, read_labels
 from pipeline.window import Window
 from workflows import segment_scene
+from workflows.confusion import count_confusion
 from workflows.crf_grid import CrfGrid
 from workflows.crf_search import SearchRequest, run
 from workflows.crf_search_report import search_lines, search_to_dict, write_search_chart
 from workflows.keep_crf import check_target, keep_best
 from workflows.labelled_store import LabelColors, LabelSource
 from workflows.refinement import Refinement
-from workflows.training_metrics import count_confusion
 
 HEIGHT, WIDTH = 70, 100
 SCENE = Window.of_shape((HEIGHT, WIDTH))
@@ -172,12 +172,12 @@ def test_labels_may_be_painted(store, truth, write, tmp_path, given):
 
 
 def test_labels_of_another_size(store, write):
-    with pytest.raises(SourceError, match=r"has 9 x 8 px and .* 70 x 100 px"):
+    with pytest.raises(SourceError, match=r"has 9 x 8 px, .* the scene 70 x 100 px"):
         search((store, write(np.zeros((9, 8), np.uint8))))
 
 
 def test_labels_of_a_class_that_the_model_lacks(store, write):
-    with pytest.raises(SourceError, match=r"holds the labels \[7\]"):
+    with pytest.raises(SourceError, match=r"neither a class nor ignored: 7 \(7000 px\)"):
         search((store, write(np.full((HEIGHT, WIDTH), 7, np.uint8))))
 
 
