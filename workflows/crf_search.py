@@ -23,11 +23,11 @@ from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import SourceError, SpecError
 from pipeline.segment import refine
 from workflows.cluster import count_cores
+from workflows.confusion import SceneMetrics, count_confusion
 from workflows.crf_grid import AXES, CrfGrid
 from workflows.crf_request import CrfRequest, choose
 from workflows.labelled_store import LabelColors, LabelledStore, LabelSource, open_labelled, read_labelled_tile
 from workflows.stored_run import open_stored
-from workflows.training_metrics import SceneMetrics, count_confusion
 from workflows.trimap import WIDEST_PX, TrimapCounts, count_trimap
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from workflows.training_data import IGNORED
+from pipeline.labels import NODATA_LABEL as IGNORED
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,8 +71,8 @@ def distance_in(labels: NDArray[np.uint8], window: Window) -> NDArray[np.uint8]:
     return boundary_distance(labels[around.to_slices()])[window.relative_to(around).to_slices()]
 
 
-def boundary_distance(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the distance of every pixel of (height, width) labels from the nearest boundary, px: 1 on it, 33 beyond 32.
+def boundary_distance(labels: NDArray[np.uint8], *, widest_px: int = WIDEST_PX) -> NDArray[np.uint8]:
+    """Return the distance of every pixel of (height, width) labels from the nearest boundary, px: 1 on it, 33 beyond ``widest_px``.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def boundary_distance(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     reached = _on_boundary(labels)
     distance = np.full(labels.shape, WIDEST_PX + 1, np.uint8)
     distance[reached] = 1
-    for step in range(2, WIDEST_PX + 1):
+    for step in range(2, widest_px + 1):
         wider = _grown(reached)
         distance[wider & ~reached] = step
         reached = wider

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 from compose_scene import compose_mosaic
+from evaluate_memory import cut, make, measure
 from gigapixel import count_lines, execution
 from peer_jobs import SIDE, normalised, offsets, refine, refine_tiles, tiles
 from PIL import Image
@@ -116,3 +117,13 @@ def test_lines_of_a_journal_that_is_not_there_yet_are_none(tmp_path):
     assert count_lines(tmp_path / "journal.jsonl") == 0
     (tmp_path / "journal.jsonl").write_text("{}\n{}\ntorn")
     assert count_lines(tmp_path / "journal.jsonl") == 2
+
+
+def test_the_scene_that_is_made_for_evaluate_is_wrong_in_a_fifth_and_its_part_is_a_sixteenth(tmp_path):
+    predicted, labels = make(tmp_path, 1100)
+    found = measure(predicted, labels)
+    assert (found.n_pixels, found.n_counted) == (1100**2, 1100**2)
+    assert found.mean_iou == pytest.approx(0.8 / 1.2, abs=0.01)
+    assert found.peak_bytes > 100 << 20
+    with rasterio.open(cut(labels, tmp_path / "part.tif")) as part, rasterio.open(labels) as whole:
+        assert (part.read(1) == whole.read(1)[412:687, 412:687]).all()
