@@ -21,7 +21,7 @@ class Features(NamedTuple):
     high_level: Tensor
     """(N, high, H / output stride, W / output stride): for the context."""
     side: tuple[Tensor, ...] = ()
-    """The image and what pooling made of it on the way, fine to coarse: for the multi-scale branches of v1 (MSc)."""
+    """The image and what pooling or strides made of it on the way, fine to coarse: for the multi-scale branches of v1 (MSc)."""
 
 
 class BackboneModule(nn.Module):

@@ -54,7 +54,8 @@ class NetworkSpec:
     entry_rate: EntryRate = "previous"
     """Atrous rate of the block in which a stride became a rate."""
     multi_grid: tuple[int, ...] = (1, 1, 1)
-    """Factors on the atrous rates of the three blocks of a ResNet's last stage, and of each cascaded one (v3, section 3.2.1)."""
+    """Factors on the atrous rates of the three blocks of a ResNet's last stage, and of each cascaded one (v3, section 3.2.1), or of
+    MobileNetV2's last three blocks."""
     cascade_blocks: int = 0
     """Copies of a ResNet's last stage behind it, 0 to 3, instead of an ASPP (v3, section 3.2: block5 to block7)."""
     padding: Padding = "symmetric"
@@ -68,7 +69,7 @@ class NetworkSpec:
     head_channels: int = 0
     """Channels of fc6 and fc7 in each branch of v1 and v2 (VGG); 0: the branch is one convolution to the classes (v2, ResNet)."""
     side_channels: int = 0
-    """Channels of each branch from the image and the pooling layers of v1's MSc; 0: no such branches."""
+    """Channels of each branch from the image and the early layers of v1's MSc; 0: no such branches."""
     image_pooling: ImagePooling = "window"
     """What the image-level branch of the ASPP averages over; ``off``: there is no such branch. v1 and v2 never have one."""
     separable: bool = True
@@ -149,7 +150,7 @@ class NetworkSpec:
                 )
         if len(self.multi_grid) != 3:
             raise SpecError(
-                f"multi_grid is {self.multi_grid}; a ResNet's last stage has three blocks, give three factors: (1, 2, 4)"
+                f"multi_grid is {self.multi_grid}; it is for the last three blocks of a backbone, give three factors: (1, 2, 4)"
             )
         for factor in self.multi_grid:
             _check_whole("multi_grid", factor, lowest=1)

@@ -2,12 +2,13 @@
 
 From the stage on that would pass the output stride, a stride of 2 becomes a stride of 1 and every later
 depthwise convolution samples at twice the rate, so that the weights see the same context on a finer grid
-(DeepLab v3, section 3.1).
+(DeepLab v3, section 3.1). Multi-grid (v3, section 3.2.1) multiplies the rates of the last three blocks, and MSc (v1, section 4.3)
+branches off before each stride; the papers have both on other backbones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ _STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+_SIDE_BLOCKS = (0, 2, 5, 12)
+"""The last blocks at strides 2, 4, 8 and 16; at a finer output stride the last ones keep it."""
 _LAST_CHANNELS = 1280
 _EPS = 1e-3
 
@@ -50,8 +53,10 @@ class BlockPlan:
     """Atrous rate of the depthwise convolution."""
 
 
-def plan_blocks(output_stride: int, *, width: float = 1.0, entry_rate: EntryRate = "previous") -> tuple[BlockPlan, ...]:
-    """Return the 17 blocks such that the last features have ``output_stride``."""
+def plan_blocks(
+    output_stride: int, *, width: float = 1.0, entry_rate: EntryRate = "previous", multi_grid: tuple[int, ...] = (1, 1, 1)
+) -> tuple[BlockPlan, ...]:
+    """Return the 17 blocks such that the last features have ``output_stride``; ``multi_grid`` are factors on the last three rates."""
     plans: list[BlockPlan] = []
     n_in, reached, rate = scaled(_STEM_CHANNELS, width), 2, 1
     for expansion, channels, n_blocks, stage_stride in _STAGES:
@@ -64,7 +69,8 @@ def plan_blocks(output_stride: int, *, width: float = 1.0, entry_rate: EntryRate
                 BlockPlan(n_in=n_in, n_out=n_out, expansion=expansion, stride=stride, rate=later if entry_rate == "own" else rate)
             )
             reached, rate, n_in = reached * stride, later, n_out
-    return tuple(plans)
+    last = (replace(plan, rate=plan.rate * factor) for plan, factor in zip(plans[-3:], multi_grid, strict=True))
+    return (*plans[:-3], *last)
 
 
 def scaled(channels: int, width: float) -> int:
@@ -100,11 +106,17 @@ class MobileNetV2(BackboneModule):
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         eps = _EPS if spec.backbone_eps is None else spec.backbone_eps
-        plans = plan_blocks(spec.output_stride, width=spec.backbone_width, entry_rate=spec.entry_rate)
+        plans = plan_blocks(spec.output_stride, width=spec.backbone_width, entry_rate=spec.entry_rate, multi_grid=spec.multi_grid)
         stem = convolution(spec.n_bands, plans[0].n_in, kernel=3, stride=2, padding=spec.padding)
         self.stem = ConvNormActivation(stem, activation="relu6", eps=eps)
         self.blocks = nn.ModuleList(InvertedResidual(plan, padding=spec.padding, eps=eps) for plan in plans)
         self.last: nn.Module = nn.Identity()
+        self._side_blocks = _SIDE_BLOCKS if spec.side_channels else ()
+        strides = (min(2 << index, spec.output_stride) for index in range(len(_SIDE_BLOCKS)))
+        self.side_channels = (
+            (spec.n_bands, 1),
+            *((plans[block].n_out, stride) for block, stride in zip(_SIDE_BLOCKS, strides, strict=True)),
+        )
         self.low_level_channels = plans[self.last_low_level_block].n_out
         self.high_level_channels = plans[-1].n_out
         if spec.final_expansion:
@@ -112,18 +124,26 @@ class MobileNetV2(BackboneModule):
             self.last = ConvNormActivation(convolution(plans[-1].n_out, self.high_level_channels), activation="relu6", eps=eps)
 
     def forward(self, x: Tensor) -> Features:
-        """Map (N, bands, H, W) to the features at stride 4, (N, 24, ...), and at the last, (N, 320 or 1280, ...)."""
+        """Map (N, bands, H, W) to the features at stride 4, (N, 24, ...), and at the last, (N, 320 or 1280, ...).
+
+        For MSc the image and the features before each stride come with them.
+        """
+        side = [x] if self._side_blocks else []
         x = low_level = self.stem(x)
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index == self.last_low_level_block:
                 low_level = x
-        return Features(low_level=low_level, high_level=self.last(x))
+            if index in self._side_blocks:
+                side.append(x)
+        return Features(low_level=low_level, high_level=self.last(x), side=tuple(side))
 
 
 BACKBONES = {
     "mobilenet_v2": Backbone(
         build=MobileNetV2,
-        knobs=frozenset({"backbone_width", "backbone_eps", "final_expansion", "entry_rate", "padding"}),
+        knobs=frozenset(
+            {"backbone_width", "backbone_eps", "final_expansion", "entry_rate", "multi_grid", "side_channels", "padding"}
+        ),
     )
 }

@@ -62,6 +62,28 @@ def test_strides_beyond_the_output_stride_become_rates(output_stride: int, strid
     assert [plan.rate for plan in plans] == rates
 
 
+@pytest.mark.parametrize(("output_stride", "base"), [(16, 2), (8, 4)])
+def test_multi_grid_multiplies_the_rates_of_the_last_three_blocks(output_stride: int, base: int) -> None:
+    plain, grid = plan_blocks(output_stride), plan_blocks(output_stride, multi_grid=(1, 2, 4))
+    assert [plan.rate for plan in grid[-3:]] == [base, 2 * base, 4 * base]
+    assert grid[:-3] == plain[:-3]
+    backbone = MobileNetV2(backbone_spec(output_stride, multi_grid=(1, 2, 4)))
+    assert [block.depthwise.conv.dilation[0] for block in backbone.blocks[-3:]] == [base, 2 * base, 4 * base]
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_msc_gets_the_image_and_the_features_before_each_stride(output_stride: int) -> None:
+    spec = small(architecture="deeplabv1", image_pooling="off", side_channels=16, head_channels=8, output_stride=output_stride)
+    network, window = seeded(spec), torch.randn(1, 3, 64, 96)
+    side = network.features(window).side
+    assert torch.equal(side[0], window)
+    found = tuple((source.shape[1], 64 // source.shape[2]) for source in side)
+    assert found == network.backbone.side_channels == ((3, 1), (16, 2), (24, 4), (32, 8), (96, min(16, output_stride)))
+    assert network(window).shape == (1, 3, 64, 96)
+    network(window).sum().backward()
+    assert all(float(branch.mix.weight.grad.abs().sum()) > 0 for branch in network.head.side)
+
+
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_the_backbone_gives_features_at_stride_4_and_at_the_output_stride(output_stride: int) -> None:
     backbone = MobileNetV2(backbone_spec(output_stride)).eval()

@@ -40,6 +40,10 @@ CASES = [
     pytest.param(spec_of(separable=False), id="plain convolutions"),
     pytest.param(spec_of(atrous_rates=(6, 12, 18)), id="the paper's rates"),
     pytest.param(spec_of(alignment="corner"), id="corners aligned"),
+    pytest.param(spec_of(multi_grid=(1, 2, 4)), id="multi-grid"),
+    pytest.param(
+        spec_of(architecture="deeplabv1", side_channels=4, head_channels=4, output_stride=8, atrous_rates=(12,)), id="MSc"
+    ),
 ]
 
 

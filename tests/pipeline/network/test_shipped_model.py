@@ -56,17 +56,20 @@ def test_the_default_model_can_be_tiled_exactly() -> None:
 @pytest.mark.shared
 @pytest.mark.skipif(not TILE.is_dir(), reason="needs the test scenes")
 def test_the_default_model_recognises_a_part_of_a_scene_it_never_saw() -> None:
-    from workflows.training_data import LabelCoding, read_scene
-    from workflows.training_metrics import measure_scene
+    from workflows.split import whole
+    from workflows.training_measure import Meter
+    from workflows.training_scenes import DataSpec, SceneEntry, open_training_scenes
 
     model, network = load_network(resolve_model(DEFAULT_MODEL))
-    coding = LabelCoding(
-        colors=((0x3C, 0x10, 0x98), (0x84, 0x29, 0xF6), (0x6E, 0xC1, 0xE4), (0xFE, 0xDD, 0x3A), (0xE2, 0xA9, 0x29)),
-        ignored_colors=((0x9B, 0x9B, 0x9B), (0, 0, 0)),
-        n_classes=len(model.classes),
+    data = DataSpec(
+        classes=tuple(one.name for one in model.classes),
+        colors=("#3c1098", "#8429f6", "#6ec1e4", "#fedd3a", "#e2a929"),
+        ignored_colors=("#9b9b9b", "#000000"),
+        bands=model.bands,
+        input_range=model.input_range,
     )
-    image, labels = TILE / "images" / "image_part_005.jpg", TILE / "masks" / "image_part_005.png"
-    scene = read_scene("part 5", [image], [labels], coding=coding, mosaic=(1, 1))
-    accuracy = measure_scene(network, model, scene, window_px=512).accuracy
+    entry = SceneEntry(image=TILE / "images" / "image_part_005.jpg", label=TILE / "masks" / "image_part_005.png", name="part 5")
+    (scene,) = open_training_scenes([entry], data)
+    accuracy = Meter(network, model, window_px=512).measure(whole(scene, n_classes=len(model.classes))).accuracy
     assert accuracy is not None
     assert accuracy > 0.6, "always saying the most frequent class would be right in fewer pixels"

@@ -97,11 +97,14 @@ def test_a_left_over_tensor_is_named():
         imported({**folded(width=0.5), "aspp1.weight": torch.zeros(1)})
 
 
-def test_rates_and_multi_grid_are_refused_since_this_network_has_neither():
+def test_rates_are_refused_since_this_network_has_none():
     with pytest.raises(SpecError, match="the checkpoint has 0 atrous branches"):
         imported(folded(width=0.5), atrous_rates=(6, 12, 18))
-    with pytest.raises(SpecError, match="multi_grid"):
-        imported(folded(width=0.5), multi_grid=(1, 2, 4))
+
+
+def test_multi_grid_is_as_it_is_said_to_be():
+    assert imported(folded(width=0.5)).network.spec.multi_grid == (1, 1, 1)
+    assert imported(folded(width=0.5), multi_grid=(1, 2, 4)).network.spec.multi_grid == (1, 2, 4)
 
 
 def test_weights_of_an_image_classifier_are_not_taken_for_it():
