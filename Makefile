@@ -3,6 +3,7 @@
 # make check   lint (security rules among it), types, layers, known holes in dependencies, docs
 # make chaos   attack runs: kills, poison, damage, full disks, power cuts, hostile files; make torture: much more of all
 # make bench   measure this machine against what else there is: networks, the CRF, whole jobs beside peers (about half an hour)
+# make results  train and measure what docs/results.md shows, on the data beside the repository (hours; what is there is not made again)
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ OUT ?= demo-out
 JOBS ?= 2
 SOURCES := pipeline workflows cli.py tests
 
-.PHONY: demo test check chaos torture bench clean
+.PHONY: demo test check chaos torture bench results clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -57,6 +58,11 @@ bench: $(VENV)/.installed-check
 	$(BIN)/python tests/benchmarks/networks.py --variants mobilenet
 	$(BIN)/python tests/benchmarks/crf.py --rounds 3
 	$(BIN)/python tests/benchmarks/peers.py --rounds 3 --png docs/img/peers.png
+
+results: $(VENV)/.installed-check
+	$(BIN)/python tests/results/ablations.py
+	$(BIN)/python tests/results/cross_validate.py
+	$(BIN)/python tests/results/results_page.py
 
 clean:
 	rm -rf $(VENV) build demo-out site .coverage* .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -11,14 +11,17 @@ import datetime as dt
 import json
 import os
 import platform
-import re
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from page_tables import filled, markdown_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = Path(__file__).with_name("results")
-_PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +41,7 @@ class Table:
 
     def to_markdown(self) -> str:
         """Return the table with a line that says how it was made."""
-        lines = [self.columns, tuple("---" for _ in self.columns), *self.rows]
-        return "\n".join(f"| {' | '.join(row)} |" for row in lines) + f"\n\n`{self.command}`; {self.measured}.\n"
+        return f"{markdown_table(self.columns, self.rows)}\n`{self.command}`; {self.measured}.\n"
 
 
 def parser(description: str, *, command: str) -> argparse.ArgumentParser:
@@ -72,10 +74,10 @@ def kept(name: str) -> Table:
     return Table(**{**data, "columns": tuple(data["columns"]), "rows": tuple(map(tuple, data["rows"]))})
 
 
-def filled(page: str) -> str:
+def with_tables(page: str) -> str:
     """Return the text of the page with every kept table in its place."""
-    return _PLACE.sub(lambda place: f"{place[1]}{kept(place[2]).to_markdown()}{place[3]}", page)
+    return filled(page, lambda name: kept(name).to_markdown())
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))
+    PAGE.write_text(with_tables(PAGE.read_text()))
