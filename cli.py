@@ -391,17 +391,57 @@ def export(out: Path, dest: Path, **options: Any) -> int:
 
 @atrous.command()
 @click.argument("config", type=click.Path(path_type=Path))
+@click.option("--resume", is_flag=True, help="Go on from where an earlier run of CONFIG was ended.")
+@click.option("--overwrite", is_flag=True, help="Remove what an earlier training left in the output folder.")
 @_report_options
 def train(config: Path, **options: Any) -> int:
-    """Train a DeepLab on the scenes and labels that the TOML file CONFIG lists."""
+    """Train or fine-tune a DeepLab on the scenes and labels (rasters or polygons) that the TOML file CONFIG lists."""
+    if options["resume"] and options["overwrite"]:
+        raise click.UsageError("--resume and --overwrite were given; one goes on, the other begins anew: choose one")
     from workflows.train import run  # noqa: PLC0415
     from workflows.training_report import show_event, summary_lines, summary_to_dict  # noqa: PLC0415
     from workflows.training_spec import TrainSpec  # noqa: PLC0415
 
     spec = TrainSpec.from_toml(config)
     with _view(options) as view:
-        summary = run(spec, lambda event: show_event(event, spec, view))
-    click.echo(json.dumps(summary_to_dict(summary)) if options["json"] else "\n".join(summary_lines(summary)))
+        summary = run(spec, lambda event: show_event(event, spec, view), resume=options["resume"], overwrite=options["overwrite"])
+    if summary is not None:  # of several processes, the first one tells
+        click.echo(json.dumps(summary_to_dict(summary)) if options["json"] else "\n".join(summary_lines(summary)))
+    return 0
+
+
+@atrous.command()
+@click.argument("pairs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="PRED LABELS [PRED LABELS]...")
+@click.option("--classes", metavar="NAME,...", help="Names of class 0, 1, ... [default: PRED's, else the ids that occur]")
+@click.option("--label-colors", metavar="#RRGGBB,...", help="Colours of the classes in the labels. [default: PRED's]")
+@click.option("--ignored-colors", metavar="#RRGGBB,...", help="Colours that mean: no label.")
+@click.option("--values", multiple=True, metavar="KEY=CLASS", help="What a number, colour or attribute means. May be repeated.")
+@click.option("--nodata", type=int, help="Number that means: no label. [default: 255, and what the raster says]")
+@click.option("--attribute", help="Column of polygons that holds the class. [default: class]")
+@click.option("--layer", help="Layer of a GeoPackage. [default: the only one]")
+@click.option("--outside", default="ignore", metavar="CLASS", help="What ground without a polygon is.")
+@click.option(
+    "--all-touched", is_flag=True, help="Polygons cover all pixels that they touch, not only those whose centre they do."
+)
+@click.option("--reproject", is_flag=True, help="Bring labels of another grid to that of PRED.")
+@click.option("--trimap", type=int, default=4, help="Tell the accuracy within so many px of a boundary, 1 to 32.")
+@click.option("--block", type=int, default=512, help="Side of the blocks of ground that are drawn for the intervals, px.")
+@click.option("--png", type=click.Path(path_type=Path), help="Draw the confusion matrix and a map of the errors to this file.")
+@_report_options
+def evaluate(pairs: tuple[Path, ...], **options: Any) -> int:
+    """Compare PRED, an output of segment or a raster of class ids, with LABELS, a raster or polygons of the same ground."""
+    from workflows import evaluation_picture as picture  # noqa: PLC0415
+    from workflows.evaluate import run  # noqa: PLC0415
+    from workflows.evaluation_report import evaluation_lines, evaluation_to_dict  # noqa: PLC0415
+
+    request = _evaluate_request(pairs, options)
+    if options["png"] is not None:
+        picture.check_picture(options["png"])
+    with _view(options) as view:
+        found = run(request, lambda done, total: view.advance("evaluating", done=done, total=total))
+    click.echo(json.dumps(evaluation_to_dict(found)) if options["json"] else "\n".join(evaluation_lines(found)))
+    if options["png"] is not None:
+        picture.write_picture(found, options["png"])
     return 0
 
 
@@ -516,7 +556,7 @@ def info(model: str, **options: Any) -> None:
 @click.option("--output-stride", type=click.Choice(["8", "16"]), help="Of FILE's network. [default: as its layout has it]")
 @click.option("--rates", callback=_numbers(int), metavar="6,12,18", help="Atrous rates at that stride. [default: likewise]")
 @click.option(
-    "--multi-grid", callback=_numbers(int), metavar="1,2,4", help="Rates of a ResNet's last blocks. [default: likewise]"
+    "--multi-grid", callback=_numbers(int), metavar="1,2,4", help="Factors on the last three blocks' rates. [default: likewise]"
 )
 @click.option("--mean", callback=_numbers(float), metavar="R,G,B", help="Subtracted from the pixels. [default: likewise]")
 @click.option("--std", callback=_numbers(float), metavar="R,G,B", help="The pixels are divided by. [default: likewise]")
@@ -662,6 +702,27 @@ def _search_request(pairs: tuple[Path, ...], options: dict[str, Any]) -> Any:
         max_pixels=options["pixels"],
         trimap_px=options["trimap"],
         colors=LabelColors(classes=colors["label_colors"], ignored=colors["ignored_colors"] or ()),
+    )
+
+
+def _evaluate_request(paths: tuple[Path, ...], options: dict[str, Any]) -> Any:
+    from workflows.evaluate import EvaluateRequest  # noqa: PLC0415
+    from workflows.evaluation_pairs import LabelReading, pair_up, parse_values  # noqa: PLC0415
+    from workflows.evaluation_picture import map_room  # noqa: PLC0415
+
+    listed = {name: options[name] and tuple(options[name].split(",")) for name in ("classes", "label_colors", "ignored_colors")}
+    return EvaluateRequest(
+        pairs=pair_up(paths),
+        classes=listed["classes"],
+        reading=LabelReading(
+            colors=listed["label_colors"],
+            ignored_colors=listed["ignored_colors"] or (),
+            values=parse_values(options["values"]),
+            **{name: options[name] for name in ("nodata", "attribute", "layer", "outside", "all_touched", "reproject")},
+        ),
+        trimap_px=options["trimap"],
+        block_px=options["block"],
+        map_px=None if options["png"] is None else map_room(len(paths) // 2),
     )
 
 

@@ -2,27 +2,27 @@
 
 ::
 
-    name = "dubai-mobilenetv2"
-    output = "../runs/dubai"              # paths are relative to the file
-    labels = "colors"                     # or "ids"
-    ignored_colors = ["#9b9b9b"]
+    name = "fields"
+    output = "../runs/fields"             # paths are relative to the file
+    recipe = "small"                      # defaults after a paper: v1, v2, v3, v3plus; or small
+    init = "dubai-mobilenetv2"            # a shipped model, or a file
 
     [[classes]]
     name = "building"
     color = "#3c1098"
 
     [[train]]                             # one scene; a glob names its parts in row order
-    name = "tile1"
-    image = "tile1/images/*.jpg"
-    label = "tile1/masks/*.png"
-    mosaic = [3, 3]                       # without it every file is a scene of its own
+    image = "north.tif"
+    label = "north.gpkg"                  # polygons, or a raster of class ids or colours
+    attribute = "kind"
 
     [[test]]                              # measured at the end, never trained on, never chosen by
-    image = "tile2.tif"
-    label = "tile2_labels.tif"
+    image = "south.tif"
+    label = "south_labels.tif"
 
-    [network]
-    atrous_rates = [3, 6, 9]
+    [split]                               # what is held out to choose the best weights by
+    by = "block"
+    validation = 0.2
 
     [schedule]
     n_steps = 1000
@@ -30,67 +30,32 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SpecError
 from pipeline.network.keys import check_keys
-from pipeline.network.spec import ClassSpec, NetworkSpec
-from workflows.training_data import Augmentation
+from pipeline.network.models import find_model, shipped_models
+from pipeline.network.spec import ClassSpec, MultiScaleSpec, NetworkSpec
+from workflows.recipes import with_recipe
+from workflows.split import SplitSpec
+from workflows.training_loss import LossSpec
+from workflows.training_scenes import SceneEntry
+from workflows.training_schedule import OptimizerSpec, PhaseSpec, ScheduleSpec
+from workflows.window_sampler import Augmentation, SamplingSpec
 
 LabelKind = Literal["colors", "ids"]
 """Label rasters hold the classes' colours, or class ids in one band."""
 
-Precision = Literal["bf16", "fp32"]
-"""Arithmetic of the training pass."""
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Arithmetic of the training pass; fp16 on CUDA only, with scaled gradients."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SceneEntry:
-    """One scene of the data: an image and its labels, whole or in parts."""
-
-    image: Path
-    """Raster, or a glob of its parts; parts are sorted by name."""
-    label: Path
-    """Label raster of the same pixels, or a glob that sorts in the same order."""
-    name: str = ""
-    """What reports call it; by default the image's path."""
-    mosaic: tuple[int, int] | None = None
-    """(rows, columns) of the parts in row order; None: every file is a scene of its own."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleSpec:
-    """How long and how fast: AdamW under poly decay, (1 - step / n_steps) ** 0.9 (DeepLab v2)."""
-
-    n_steps: int = 1000
-    """Updates of the weights; the last weights are kept, none are selected."""
-    batch: int = 8
-    """Windows per update, at least 2 (batch normalisation)."""
-    window_px: int = 384
-    """Side of a training window, px; a multiple of the output stride."""
-    learning_rate: float = 1e-3
-    """Of ASPP, decoder and classifier at the first step."""
-    backbone_factor: float = 0.2
-    """The backbone learns at ``backbone_factor * learning_rate``, since it starts trained."""
-    weight_decay: float = 1e-2
-    """AdamW's decoupled decay of convolution kernels; biases and normalisations do not decay."""
-    checkpoint_every: int = 100
-    """Steps between intermediate checkpoints."""
-
-    def __post_init__(self) -> None:
-        limits = {"n_steps": 1, "batch": 2, "window_px": 32, "checkpoint_every": 1}
-        for name, lowest in limits.items():
-            if getattr(self, name) < lowest:
-                raise SpecError(f"schedule.{name} is {getattr(self, name)}; give at least {lowest}")
-        if not (self.learning_rate > 0 and self.backbone_factor >= 0 and self.weight_decay >= 0):
-            raise SpecError(
-                f"schedule has learning_rate {self.learning_rate}, backbone_factor {self.backbone_factor} "
-                "and weight_decay "
-                f"{self.weight_decay}; the first must be above 0, the others 0 or more"
-            )
+TrainDevice = Literal["auto", "cpu", "cuda"]
+"""Where the network is trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,19 +65,25 @@ class TrainSpec:
     name: str
     """Name of the model; the checkpoint is ``<output>/<name>.safetensors``."""
     output: Path
-    """Folder for the checkpoint and ``metrics.csv``."""
+    """Folder for the checkpoint, the state to resume from, tables and pictures."""
     classes: tuple[ClassSpec, ...]
     """Class 0, 1, ...."""
     train: tuple[SceneEntry, ...]
-    """Scenes that windows are drawn from, each as often as the others."""
+    """Scenes that windows are drawn from."""
+    validation: tuple[SceneEntry, ...] = ()
+    """Scenes that the best weights are chosen by; or ``split`` holds a part of the training scenes out."""
     test: tuple[SceneEntry, ...] = ()
     """Scenes that the finished model is measured on."""
+    recipe: str | None = None
+    """Where the defaults came from; None: from this program."""
     labels: LabelKind = "colors"
     """How label rasters are written."""
     label_colors: tuple[str, ...] = ()
     """Colours ``#rrggbb`` of the classes in the label rasters, where they are not those that the model shows; empty: the same."""
     ignored_colors: tuple[str, ...] = ()
     """Label colours ``#rrggbb`` that mean "no label"."""
+    label_values: tuple[tuple[str, str], ...] = ()
+    """(value in a label raster or polygon's attribute, class name or "ignore"); empty: ids, or the names of the classes."""
     bands: tuple[str, ...] = ("red", "green", "blue")
     """Names of the image's bands."""
     mean: tuple[float, ...] | None = None
@@ -120,53 +91,76 @@ class TrainSpec:
     std: tuple[float, ...] | None = None
     """Per band, image units; None: measured on the training scenes."""
     input_range: tuple[float, float] = (0.0, 255.0)
-    """Lowest and highest value of the images."""
+    """Lowest and highest value that the network sees; scenes of another range are scaled to it, as when they are segmented."""
     gsd_m: float | None = None
     """Ground sample distance, m, where known."""
     licence: str = "unknown"
     """Licence of the resulting weights."""
     init: Path | None = None
-    """Start: folded ImageNet MobileNetV2 (.pth) or a checkpoint (.safetensors); None: random."""
+    """Start: a checkpoint (.safetensors, also of other classes or bands), or folded ImageNet MobileNetV2 (.pth); None: random."""
     seed: int = 0
     """Of everything random."""
     threads: int | None = None
     """CPU threads of torch; None: its default."""
+    device: TrainDevice = "auto"
+    """Where the network is trained; ``auto`` is CUDA where there is one."""
     precision: Precision = "bf16"
     """Arithmetic of the training pass; measurements are made in float32."""
     network: NetworkSpec
     """The network; ``n_classes`` and ``n_bands`` follow from ``classes`` and ``bands``."""
+    split: SplitSpec = field(default_factory=SplitSpec)
+    """What is held out of the training scenes."""
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     """How long and how fast."""
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    """By which rule."""
+    loss: LossSpec = field(default_factory=LossSpec)
+    """What is made small."""
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    """Where windows are placed."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """How windows are varied."""
+    multiscale: MultiScaleSpec = field(default_factory=MultiScaleSpec)
+    """The scales that the model is to be run at by default; training and its measurements do not use them."""
+    crf: CrfSpec | None = None
+    """The CRF that suits the model, where one was found (`atrous crf search`)."""
 
     def __post_init__(self) -> None:
-        for name, given, known in (
-            ("labels", self.labels, get_args(LabelKind)),
-            ("precision", self.precision, get_args(Precision)),
-        ):
-            if given not in known:
-                raise SpecError(f"{name} is {given!r}; choose one of {', '.join(known)}")
-        if self.label_colors and len(self.label_colors) != len(self.classes):
-            raise SpecError(
-                f"label_colors has {len(self.label_colors)} colours; there are {len(self.classes)} classes, give one for each"
-            )
+        for name, known in (("labels", LabelKind), ("precision", Precision), ("device", TrainDevice)):
+            if getattr(self, name) not in get_args(known):
+                raise SpecError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(known))}")
         if not self.train:
             raise SpecError("no [[train]] scene is given; add at least one image with its labels")
         if (self.mean is None) != (self.std is None):
             raise SpecError("only one of mean and std is given; give both, or neither to measure them")
-        if self.schedule.window_px % self.network.output_stride:
+        self._check_per_class("label_colors", self.label_colors)
+        self._check_per_class("loss.class_weights", self.loss.class_weights or ())
+        self._check_label_values()
+        self._check_strides()
+        if self.validation and self.split.by != "entries":
             raise SpecError(
-                f"schedule.window_px is {self.schedule.window_px}; a multiple of the output stride "
-                f"{self.network.output_stride} is "
-                "needed, for example "
-                f"{self.schedule.window_px // self.network.output_stride * self.network.output_stride}"
+                f"[[validation]] scenes are given and [split] holds {self.split.by}s out as well; choose one of the two"
             )
 
     @property
     def checkpoint_path(self) -> Path:
         """Where the model is written."""
         return self.output / f"{self.name}.safetensors"
+
+    @property
+    def raster_colors(self) -> tuple[str, ...] | None:
+        """``#rrggbb`` of class 0, 1, ... in label rasters; None where they hold ids."""
+        if self.labels == "ids":
+            return None
+        return self.label_colors or tuple(one.color for one in self.classes)
+
+    @property
+    def trains_for(self) -> dict[str, Any]:
+        """What decides the weights, as JSON holds it: all but where results go and how fast they come; of files, their names."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self), default=lambda path: path.name))
+        for name in ("name", "output", "threads", "device", "licence", "test", "multiscale", "crf"):
+            del values[name]
+        return values
 
     @classmethod
     def from_toml(cls, path: Path) -> TrainSpec:
@@ -182,9 +176,38 @@ class TrainSpec:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise SpecError(f"the training configuration {path} cannot be read ({error}); give a TOML file") from error
         try:
-            return _parse(values, Path(path).parent)
+            return _parse(with_recipe(values), Path(path).parent)
         except (TypeError, AttributeError) as error:
             raise SpecError(f"a value in {path} is of the wrong kind ({error}); see the documented example") from error
+
+    def _check_per_class(self, name: str, given: tuple[object, ...]) -> None:
+        if given and len(given) != len(self.classes):
+            values = "colours" if "color" in name else "values"
+            raise SpecError(f"{name} has {len(given)} {values}; there are {len(self.classes)} classes, give one for each")
+
+    def _check_label_values(self) -> None:
+        known = {one.name for one in self.classes} | {"ignore"}
+        for value, name in self.label_values:
+            if name not in known:
+                raise SpecError(f"label_values gives {value!r} the class {name!r}; known are {', '.join(sorted(known))}")
+
+    def _check_strides(self) -> None:
+        for phase in self.schedule.phases:
+            stride = phase.output_stride or self.network.output_stride
+            if self.schedule.window_px % stride:
+                raise SpecError(
+                    f"schedule.window_px is {self.schedule.window_px}; a multiple of the output stride {stride} is needed, for example "
+                    f"{self.schedule.window_px // stride * stride}"
+                )
+
+
+_SECTIONS: dict[str, type[Any]] = {
+    "split": SplitSpec,
+    "optimizer": OptimizerSpec,
+    "loss": LossSpec,
+    "sampling": SamplingSpec,
+    "augmentation": Augmentation,
+}
 
 
 def _parse(values: dict[str, Any], folder: Path) -> TrainSpec:
@@ -192,16 +215,23 @@ def _parse(values: dict[str, Any], folder: Path) -> TrainSpec:
     given: dict[str, Any] = dict(values)
     given["output"] = folder / values["output"]
     if "init" in values:
-        given["init"] = folder / values["init"]
+        given["init"] = find_model(values["init"]) if values["init"] in shipped_models() else folder / values["init"]
     given["classes"] = tuple(_build(ClassSpec, one, where="[[classes]]") for one in values["classes"])
-    for part in ("train", "test"):
+    for part in ("train", "validation", "test"):
         given[part] = tuple(_parse_entry(one, folder, where=f"[[{part}]]") for one in values.get(part, ()))
     for name in ("label_colors", "ignored_colors", "bands", "mean", "std", "input_range"):
         if name in values:
             given[name] = tuple(values[name])
+    if "label_values" in values:
+        given["label_values"] = tuple((str(value), name) for value, name in values["label_values"].items())
     given["network"] = _parse_network(values.get("network", {}), given)
-    given["schedule"] = _build(ScheduleSpec, values.get("schedule", {}), where="[schedule]")
-    given["augmentation"] = _build(Augmentation, values.get("augmentation", {}), where="[augmentation]")
+    given["schedule"] = _parse_schedule(values.get("schedule", {}))
+    if "multiscale" in values:
+        given["multiscale"] = MultiScaleSpec.from_dict(values["multiscale"])
+    if "crf" in values:
+        given["crf"] = CrfSpec.from_dict(values["crf"])
+    for name, spec in _SECTIONS.items():
+        given[name] = _build(spec, values.get(name, {}), where=f"[{name}]")
     return TrainSpec(**given)
 
 
@@ -211,11 +241,20 @@ def _parse_network(values: dict[str, Any], given: dict[str, Any]) -> NetworkSpec
     return NetworkSpec.from_dict({**values, "n_classes": len(given["classes"]), "n_bands": n_bands})
 
 
+def _parse_schedule(values: dict[str, Any]) -> ScheduleSpec:
+    given = dict(values)
+    if "phases" in values:
+        given["phases"] = [_build(PhaseSpec, one, where="[[schedule.phases]]") for one in values["phases"]]
+    found: ScheduleSpec = _build(ScheduleSpec, given, where="[schedule]")
+    return found
+
+
 def _parse_entry(values: dict[str, Any], folder: Path, *, where: str) -> SceneEntry:
-    check_keys(values, SceneEntry, where=where)
-    mosaic = tuple(values["mosaic"]) if "mosaic" in values else None
-    image, label = folder / values["image"], folder / values["label"]
-    return SceneEntry(image=image, label=label, name=values.get("name", values["image"]), mosaic=mosaic)
+    named = {"name": values.get("image", ""), **values}
+    check_keys(named, SceneEntry, where=where)
+    paths = {name: folder / values[name] for name in ("image", "label")}
+    found: SceneEntry = _build(SceneEntry, {**named, **paths}, where=where)
+    return found
 
 
 def _build(spec: type[Any], values: dict[str, Any], *, where: str) -> Any:

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 def start_from(path: Path, network: DeepLab, windows: Tensor) -> int:
     """Put the weights of ``path`` into ``network`` and return how many tensors were used.
 
-    ``.safetensors`` is read as a checkpoint of this project (tensors whose shapes differ, such as another
-    number of classes, are left as they are); anything else as folded ImageNet MobileNetV2 weights, calibrated
-    on ``windows``, normalised (N, bands, H, W) float32.
+    ``.safetensors`` is read as a checkpoint of this project: a first layer of another number of bands is made to fit, other tensors whose
+    shapes differ, such as those of another number of classes, are left as they are. Anything else is read as folded ImageNet
+    MobileNetV2 weights, calibrated on ``windows``, normalised (N, bands, H, W) float32.
     """
     if path.suffix == ".safetensors":
         return _start_from_checkpoint(path, network)
@@ -112,8 +112,24 @@ def _set_kernel(path: Path, name: str, layer: ConvNormActivation, weight: Tensor
 
 def _start_from_checkpoint(path: Path, network: DeepLab) -> int:
     own = network.state_dict()
-    fitting = {n: t for n, t in read_tensors(path).items() if n in own and own[n].shape == t.shape}
+    given = {name: _for_bands(tensor, own[name], network) for name, tensor in read_tensors(path).items() if name in own}
+    fitting = {name: tensor for name, tensor in given.items() if own[name].shape == tensor.shape}
     if not fitting:
         raise WeightsError(f"{path} has no tensor that this network could use; give a checkpoint of the same architecture")
     network.load_state_dict(fitting, strict=False)
     return len(fitting)
+
+
+def _for_bands(given: Tensor, own: Tensor, network: DeepLab) -> Tensor:
+    """Return the kernel of a first layer for another number of bands, any other tensor as it is.
+
+    Bands keep their kernels in their order, further ones get the mean of all; the whole is scaled such that bands that are alike give
+    what they gave.
+    """
+    n_bands = network.spec.n_bands
+    wanted = (given.shape[0], n_bands, *given.shape[2:])
+    if given.ndim != 4 or given.shape[1] == n_bands or tuple(own.shape) != wanted:
+        return given
+    missing = given.mean(dim=1, keepdim=True).expand(-1, max(0, n_bands - given.shape[1]), -1, -1)
+    bands = torch.cat([given[:, :n_bands], missing], dim=1)
+    return bands * (given.shape[1] / n_bands)

@@ -1,21 +1,28 @@
 import csv
+import os
 import pickle
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 import torch
 from PIL import Image
 
-from pipeline.errors import SourceError, SpecError, WeightsError
-from pipeline.network.checkpoint import load_network, read_model_spec
-from pipeline.network.spec import ClassSpec, ModelSpec, NetworkSpec
-from workflows import train
-from workflows.train import SceneMeasured, StepDone, TrainingDivergedError, TrainSpec, run
-from workflows.training_data import Augmentation, LabelCoding, LabelledScene, random_window, read_labels
-from workflows.training_metrics import SceneMetrics, predict_scene
+import cli
+from pipeline.errors import LockedError, SourceError, SpecError, StoreError, StoreMismatchError, WeightsError
+from pipeline.network.checkpoint import load_network, read_model_spec, read_tensors
+from pipeline.network.deeplab import build_network
+from workflows.run_state import locked
+from workflows.train import Measured, Resumed, StepDone, TrainingDivergedError, TrainSpec, _FolderLock, run
+from workflows.training_input import open_input
+from workflows.training_loop import Trainer
+from workflows.training_state import STATE_FILE
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = """
 name = "tiny"
@@ -55,8 +62,10 @@ n_steps = 50
 batch = 4
 window_px = 32
 learning_rate = 1e-2
-backbone_factor = 0.3
 checkpoint_every = 10
+
+[optimizer]
+backbone_factor = 0.3
 """
 
 
@@ -97,8 +106,9 @@ def test_a_separable_scene_is_learned_and_the_checkpoint_says_how(config: Path) 
     assert [event.step for event in steps] == list(range(1, 51))
     assert steps[0].learning_rate == pytest.approx(1e-2)
     assert steps[-1].learning_rate == pytest.approx(1e-2 * (1 / 50) ** 0.9)
-    assert steps[-1].loss == summary.final_loss < steps[0].loss
-    assert [type(event) for event in events[-1:]] == [SceneMeasured]
+    assert steps[-1].loss == pytest.approx(summary.final_loss)
+    assert summary.final_loss < steps[0].loss
+    assert [type(event) for event in events[-1:]] == [Measured]
 
     (metrics,) = summary.metrics
     assert metrics.mean_iou is not None
@@ -110,28 +120,28 @@ def test_a_separable_scene_is_learned_and_the_checkpoint_says_how(config: Path) 
     origin = model.provenance
     assert origin["complete"] is True
     assert origin["n_steps_done"] == 50
-    assert (origin["trained_on"], origin["tested_on"]) == (["left"], ["right.png"])
+    assert (origin["trained_on"], origin["validated_on"], origin["tested_on"]) == (
+        ["left"],
+        [],
+        ["right.png"],
+    )
     assert origin["metrics"]["right.png"] == metrics.to_dict()
+
+
+def test_table_curves_and_samples_are_written(short: TrainSpec) -> None:
+    summary = run(replace(short, validation=short.test))
     with summary.metrics_csv.open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["class"] for row in rows] == ["dark", "bright", "mean"]
-    assert float(rows[-1]["iou"]) == pytest.approx(metrics.mean_iou, abs=1e-4)
+    losses = [(row["step"], row["part"]) for row in rows if row["metric"] == "loss"]
+    assert losses == [("1", "train"), ("2", "train"), ("3", "train")]
+    measured = {(row["part"], row["class"], row["metric"]) for row in rows}
+    assert {("validation", "dark", "iou"), ("validation", "", "mean_iou"), ("test", "bright", "iou")} <= measured
+    curves, samples = (np.asarray(Image.open(path).convert("RGB")) for path in (summary.curves, summary.samples))
+    assert curves.shape[1] > 2.5 * curves.shape[0] * 0.9, "three panels: loss, mean IoU, IoU by class"
+    assert {(0x10, 0x20, 0x30), (0xFE, 0xDC, 0xBA)} <= set(map(tuple, samples.reshape(-1, 3))), "labels in the classes' colours"
 
 
-def test_the_stored_model_is_the_measured_one(short: TrainSpec) -> None:
-    summary = run(short)
-    model, network = load_network(summary.checkpoint)
-    with rasterio.open(short.test[0].image) as dataset:
-        image = dataset.read()
-    predicted = predict_scene(network, model, image, window_px=64).argmax(dim=0).numpy()
-    labels = (np.arange(90) >= 41) * np.ones((75, 1), dtype=int)
-    labels[0, :3] = 2
-    right = [int(((predicted == i) & (labels == i)).sum()) for i in range(2)]
-    found = [summary.metrics[0].confusion[i][i] for i in range(2)]
-    assert np.abs(np.subtract(right, found)).max() <= 5, "folding rounds, so a few pixels may turn"
-
-
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(short: TrainSpec, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(short: TrainSpec, tmp_path: Path) -> None:
     contents = []
     for index, seed in enumerate((7, 7, 8)):
         torch.rand(index + 1)  # the global generator must not matter
@@ -156,56 +166,256 @@ def test_test_scenes_do_not_influence_the_weights(short: TrainSpec, tmp_path: Pa
     assert all(torch.equal(with_test[name], without[name]) for name in with_test)
 
 
+# Going on
+
+
+class EndedError(Exception):
+    """What ends a training from outside."""
+
+
+def ended_after(spec: TrainSpec, step: int) -> None:
+    """Train until ``step`` is done, and no further."""
+
+    def end(event: object) -> None:
+        if isinstance(event, StepDone) and event.step == step:
+            raise EndedError
+
+    with pytest.raises(EndedError):
+        run(spec, end)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"average": 0.9},
+        {"accumulate": 2},
+        {"phases": ({"share": 2.0}, {"share": 1.0, "learning_rate": 1e-3, "output_stride": 8, "normalisation": "frozen"})},
+    ],
+    ids=["plain", "average", "accumulate", "phases"],
+)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_an_ended_and_resumed_training_has_the_weights_of_one_that_was_not(
+    short: TrainSpec, tmp_path: Path, changes: dict, optimizer: str
+) -> None:
+    from workflows.training_schedule import PhaseSpec
+
+    if "phases" in changes:
+        changes = {"phases": tuple(PhaseSpec(**one) for one in changes["phases"])}
+    schedule = replace(short.schedule, n_steps=6, checkpoint_every=2, **changes)
+    spec = replace(short, schedule=schedule, optimizer=replace(short.optimizer, name=optimizer), validation=short.test)
+    whole = run(replace(spec, output=tmp_path / "whole"))
+    for ended in (1, 3, 5):  # nothing kept yet; between two states; after the phases have changed
+        output = tmp_path / f"ended-{ended}"
+        ended_after(replace(spec, output=output), ended)
+        events: list[object] = []
+        resumed = run(replace(spec, output=output), events.append, resume=True)
+        assert [event.step for event in events if isinstance(event, Resumed)] == ([ended - 1] if ended > 1 else [])
+        first, second = (read_tensors(one.checkpoint) for one in (whole, resumed))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        assert resumed.metrics_csv.read_text() == whole.metrics_csv.read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_and_resumed_command_ends_with_the_same_file(config: Path) -> None:
+    config.write_text(CONFIG.replace("n_steps = 50", "n_steps = 12").replace("checkpoint_every = 10", "checkpoint_every = 1"))
+    command = [sys.executable, "-W", "ignore", "-m", "cli", "train", str(config), "-q"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    whole = (config.parent / "out/tiny.safetensors").read_bytes()
+    (config.parent / "out").rename(config.parent / "whole")
+    killed = subprocess.Popen(command, cwd=ROOT)
+    state = config.parent / "out" / STATE_FILE
+    while not state.exists() and killed.poll() is None:
+        pass
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    subprocess.run([*command, "--resume"], cwd=ROOT, check=True)
+    assert (config.parent / "out/tiny.safetensors").read_bytes() == whole
+
+
+def test_resuming_a_finished_training_changes_no_weight(short: TrainSpec) -> None:
+    before = run(short)
+    weights = read_tensors(before.checkpoint)
+    after = run(short, resume=True)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in read_tensors(after.checkpoint).items())
+    assert after.final_loss == before.final_loss
+
+
+def test_a_folder_with_a_training_is_refused_unless_told_what_to_do(short: TrainSpec) -> None:
+    run(short)
+    with pytest.raises(StoreMismatchError, match=r"--resume.*--overwrite"):
+        run(short)
+    other = replace(short, seed=5)
+    with pytest.raises(StoreMismatchError, match="seed: was 4, is 5"):
+        run(other, resume=True)
+    assert run(other, overwrite=True).n_steps == 3
+
+
+def test_other_labels_are_no_going_on(short: TrainSpec) -> None:
+    run(short)
+    label = short.train[0].image.parent / "label_0.png"
+    picture = np.asarray(Image.open(label).convert("RGB")).copy()
+    picture[0, 5] = 0
+    Image.fromarray(picture).save(label)
+    with pytest.raises(StoreMismatchError, match=r"train\.left\.pixels\.0"):
+        run(short, resume=True)
+
+
+def test_a_second_training_into_one_folder_is_told_to_wait(short: TrainSpec) -> None:
+    short.output.mkdir()
+    with locked(_FolderLock(out=short.output)), pytest.raises(LockedError, match="being worked on"):
+        run(short)
+
+
+# Choosing the best
+
+
+def test_the_best_weights_on_the_validation_part_are_kept(short: TrainSpec) -> None:
+    spec = replace(short, schedule=replace(short.schedule, n_steps=6, validate_every=2), validation=short.test)
+    events: list[object] = []
+    summary = run(spec, events.append)
+    measured = [event for event in events if isinstance(event, Measured) and event.part == "validation"]
+    assert len(measured) == 3
+    best = max(measured, key=lambda event: event.metrics.mean_iou or 0)
+    assert summary.best_score == best.metrics.mean_iou
+    assert [event for event in measured if event.is_best][-1].metrics == best.metrics
+    assert read_model_spec(summary.checkpoint).provenance["n_steps_done"] == summary.best_step
+
+
+def test_a_training_that_gets_no_better_ends_early_and_stays_ended(short: TrainSpec) -> None:
+    schedule = replace(short.schedule, n_steps=40, validate_every=1, patience=2, learning_rate=1e-9)
+    spec = replace(short, schedule=schedule, validation=short.test)
+    summary = run(spec)
+    assert summary.ended_early
+    assert summary.n_steps < 40
+    assert summary.n_steps - (summary.best_step or 0) == 2
+    assert run(spec, resume=True).n_steps == summary.n_steps
+
+
+def test_a_block_of_ground_can_be_held_out(config: Path) -> None:
+    config.write_text(
+        CONFIG.replace("n_steps = 50", "n_steps = 2") + '\n[split]\nby = "block"\nblock_px = 64\nvalidation = 0.3\n'
+    )
+    summary = run(TrainSpec.from_toml(config))
+    assert summary.best_step is not None
+    pixels = read_model_spec(summary.checkpoint).provenance["labelled_px"]
+    counted = sum(sum(pixels[part]["pixels"].values()) for part in ("train", "validation"))
+    assert counted == 70 * 101 - 6
+    assert all(value > 0 for part in ("train", "validation") for value in pixels[part]["pixels"].values())
+
+
+# What goes wrong
+
+
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(short: TrainSpec, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([0.7, 0.6, float("nan")])
-    monkeypatch.setattr(train, "_update", lambda *_, **__: next(losses))
+    advance = Trainer.advance
+
+    def fail_at_3(self: Trainer, batches: list) -> float:
+        return float("nan") if self.step == 2 else advance(self, batches)
+
+    monkeypatch.setattr(Trainer, "advance", fail_at_3)
     with pytest.raises(TrainingDivergedError, match=r"nan at step 3 of 3.*holds step 2") as caught:
         run(short)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-    model, _ = load_network(short.checkpoint_path)
+    model, _ = load_network(short.output / "last.safetensors")
     assert model.provenance["n_steps_done"] == 2
     assert model.provenance["complete"] is False
-    assert not (short.output / "metrics.csv").exists()
+    monkeypatch.undo()
+    assert run(short, resume=True).n_steps == 3
 
 
-def test_a_nan_in_the_network_leaves_the_weights_of_the_step_before(short: TrainSpec) -> None:
-    network = train.build_network(short.network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
-    before = network.classifier.weight.detach().clone()
-    windows, labels = torch.full((2, 3, 32, 32), float("nan")), torch.zeros(2, 32, 32, dtype=torch.long)
-    loss = train._update(network, optimizer, windows, labels, bf16=False)
-    assert np.isnan(loss)
-    assert torch.equal(network.classifier.weight, before)
+@pytest.mark.parametrize("name", ["state.pt", "last.safetensors", "metrics.csv"])
+def test_a_full_disk_stops_and_leaves_what_was_kept(short: TrainSpec, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    write, seen = Path.write_bytes, []
+
+    def fail_second(self: Path, data: bytes) -> int:
+        if self.name.startswith(name):
+            seen.append(self)
+            if len(seen) == 2:
+                raise OSError(28, "No space left on device")
+        return write(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", fail_second)
+    with pytest.raises(StoreError, match="No space left on device"):
+        run(short)
+    monkeypatch.undo()
+    load_network(short.output / "last.safetensors")
+    assert run(short, resume=True).n_steps == 3
 
 
-def test_a_killed_run_leaves_a_checkpoint_that_loads(short: TrainSpec) -> None:
-    def interrupt(event: object) -> None:
-        if isinstance(event, StepDone) and event.step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(short, interrupt)
-    assert load_network(short.checkpoint_path)[0].provenance["n_steps_done"] == 2
-
-
-def test_a_batch_without_a_label_changes_no_kernel_by_its_loss(short: TrainSpec) -> None:
-    network = train.build_network(short.network)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
-    before = network.classifier.weight.detach().clone()
-    labels = torch.full((2, 32, 32), 255)
-    assert train._update(network, optimizer, torch.randn(2, 3, 32, 32), labels, bf16=False) == 0.0
-    assert torch.equal(network.classifier.weight, before)
+def test_without_mean_and_std_those_of_the_training_scenes_are_stored(short: TrainSpec) -> None:
+    model = read_model_spec(run(short).checkpoint)
+    parts = [np.asarray(Image.open(short.train[0].image.parent / f"image_{i}.png")) for i in (0, 1)]
+    pixels = np.concatenate([part.reshape(-1, 3) for part in parts]).astype(np.float64)
+    np.testing.assert_allclose(model.mean, pixels.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(model.std, pixels.std(axis=0), rtol=1e-6)
 
 
 def test_bf16_training_gives_finite_losses(short: TrainSpec) -> None:
     assert np.isfinite(run(replace(short, precision="bf16")).final_loss)
 
 
-def test_without_mean_and_std_those_of_the_training_scenes_are_stored(short: TrainSpec) -> None:
-    model = read_model_spec(run(short).checkpoint)
-    scene = train.read_entries(short, short.train)[0].image
-    np.testing.assert_allclose(model.mean, scene.mean(axis=(1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(model.std, scene.std(axis=(1, 2)), rtol=1e-6)
+def test_float16_is_refused_without_cuda(short: TrainSpec) -> None:
+    with pytest.raises(SpecError, match=r"fp16.*CUDA"):
+        run(replace(short, precision="fp16", device="cpu"))
+
+
+def test_a_trained_model_can_start_another_with_other_classes_and_bands(short: TrainSpec, tmp_path: Path) -> None:
+    first = run(short).checkpoint
+    start = read_tensors(first)
+    spec = replace(
+        short,
+        init=first,
+        output=tmp_path / "second",
+        bands=("red", "green"),
+        train=tuple(replace(entry, bands=(1, 2)) for entry in short.train),
+        test=tuple(replace(entry, bands=(1, 2)) for entry in short.test),
+        network=replace(short.network, n_bands=2),
+        schedule=replace(short.schedule, learning_rate=1e-12, warmup_steps=0),
+    )
+    second = read_tensors(run(spec).checkpoint)
+    name = "backbone.stem.conv.weight"
+    torch.testing.assert_close(second[name], start[name][:, :2] * 1.5, rtol=2e-3, atol=1e-4)
+    name = "aspp.branches.0.conv.weight"
+    found = [key for key in start if key.startswith("aspp") and start[key].ndim == 4]
+    assert found
+    assert all(torch.allclose(start[key], second[key], rtol=2e-3, atol=1e-4) for key in found)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains(config: Path) -> None:
+    """With frozen normalisations the mean of two halves' gradients is that of the whole batch."""
+    text = CONFIG.replace("n_steps = 50", "n_steps = 3").replace("learning_rate = 1e-2", "learning_rate = 1e-4")
+    config.write_text(text.replace("[optimizer]", '[[schedule.phases]]\nnormalisation = "frozen"\n[optimizer]\nname = "sgd"'))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "cli", "train", str(config), "--json"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count('"checkpoint"') == 1, "the first process alone reports"
+    spec = TrainSpec.from_toml(config)
+    together = torch.load(config.parent / "out" / STATE_FILE, weights_only=True)["network"]
+    run(replace(spec, output=config.parent / "alone"))
+    alone = torch.load(config.parent / "alone" / STATE_FILE, weights_only=True)["network"]
+    torch.manual_seed(spec.seed)
+    begun = build_network(spec.network).state_dict()
+    for name in ("classifier.weight", "decoder.reduce.conv.weight"):
+        moved = alone[name] - begun[name]
+        assert float(moved.abs().max()) > 0
+        torch.testing.assert_close(together[name] - begun[name], moved, rtol=0.02, atol=float(moved.abs().max()) * 0.02)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(short: TrainSpec) -> None:
+    from workflows.processes import Processes
+    from workflows.train import _check_batch
+
+    with pytest.raises(SpecError, match="batch is 2 and 2 processes"):
+        _check_batch(short, Processes(rank=0, count=2))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +428,7 @@ def test_without_mean_and_std_those_of_the_training_scenes_are_stored(short: Tra
         ('name = "tiny"\n', "", "lacks .*name"),
         ("window_px = 32", "window_px = 40", "multiple of the output stride 16.*32"),
         ("batch = 4", "batch = 1", "batch is 1"),
-        ("learning_rate = 1e-2", "learning_rate = 0", "learning_rate 0"),
+        ("learning_rate = 1e-2", "learning_rate = 0", "learning_rate is 0"),
         ('precision = "fp32"', 'precision = "fp8"', "precision is 'fp8'"),
         ('precision = "fp32"', "mean = [1.0, 2.0, 3.0]", "only one of mean and std"),
         ("#fedcba", "fedcba", "#rrggbb"),
@@ -240,8 +450,9 @@ def test_maps_may_show_other_colours_than_the_labels_are_painted_in(config: Path
     )
     config.write_text(text)
     spec = TrainSpec.from_toml(config)
-    (scene,) = train.read_entries(spec, spec.test)
-    assert np.bincount(scene.labels.ravel(), minlength=256)[[0, 1]].sum() == 75 * 90 - 3
+    with open_input(spec) as data:
+        (scene,) = data.test
+        assert scene.totals.sum() == 75 * 90 - 3
     assert spec.classes[0].color == "#ff0000"
 
 
@@ -259,10 +470,10 @@ def test_paths_are_relative_to_the_configuration(config: Path, monkeypatch: pyte
     ("old", "new", "words"),
     [
         ("right.png", "wrong.png", "names no file"),
-        ("left/label_*.png", "left/label_0.png", "finds 2 files and .* finds 1"),
+        ("left/label_*.png", "left/label_0.png", "label_0.png has 70 x 50 px.* and the scene 70 x 101 px"),
         ("mosaic = [1, 2]", "mosaic = [2, 2]", "needs 4"),
         ("mosaic = [1, 2]", "mosaic = [2, 1]", "do not form a 2 x 1 mosaic"),
-        ("right_label.png", "left/label_0.png", "75 x 90 px and its labels .* are 70 x 50"),
+        ("right_label.png", "left/label_0.png", "label_0.png has 70 x 50 px.* and the scene 75 x 90 px"),
         ('ignored_colors = ["#000000"]', "", r"#000000 \(3 px\)"),
         ("precision", 'bands = ["gray"]\nprecision', "has 3 bands and the configuration names 1"),
     ],
@@ -288,97 +499,9 @@ def test_initial_weights_that_do_not_exist_are_named(short: TrainSpec, tmp_path:
         run(replace(short, init=tmp_path / "none.pth"))
 
 
-def test_without_mosaic_every_file_is_a_scene(config: Path) -> None:
-    config.write_text(CONFIG.replace("mosaic = [1, 2]\n", ""))
-    spec = TrainSpec.from_toml(config)
-    scenes = train.read_entries(spec, spec.train)
-    assert [scene.name for scene in scenes] == ["left/image_0.png", "left/image_1.png"]
-    assert [scene.labels.shape for scene in scenes] == [(70, 50), (70, 51)]
-
-
-def test_a_mosaic_is_joined_in_row_order(config: Path) -> None:
-    spec = TrainSpec.from_toml(config)
-    (scene,) = train.read_entries(spec, spec.train)
-    assert scene.image.shape == (3, 70, 101)
-    expected = [*[0] * 20, *[1] * 30, *[0] * 21, *[1] * 30]
-    assert scene.labels[5].tolist() == expected
-    assert scene.labels[0, :4].tolist() == [255, 255, 255, 0]
-
-
-def test_class_ids_are_read_from_one_band(tmp_path: Path) -> None:
-    ids = np.array([[0, 1, 255], [1, 0, 0]], dtype=np.uint8)
-    Image.fromarray(ids).save(tmp_path / "ids.png")
-    coding = LabelCoding(colors=None, n_classes=2)
-    assert read_labels(tmp_path / "ids.png", coding).tolist() == ids.tolist()
-    with pytest.raises(SourceError, match=r"labels \[1\]"):
-        read_labels(tmp_path / "ids.png", replace(coding, n_classes=1))
-
-
-def scene_of(shape: tuple[int, int]) -> LabelledScene:
-    """A scene whose labels can be read off its image."""
-    labels = np.random.default_rng(0).integers(0, 4, (shape[0] // 16 + 1, shape[1] // 16 + 1))
-    labels = labels.repeat(16, axis=0).repeat(16, axis=1)[: shape[0], : shape[1]].astype(np.uint8)
-    return LabelledScene(name="s", image=np.stack([labels * 50, labels * 20]), labels=labels)
-
-
-@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
-def test_image_and_labels_of_a_window_stay_together(scale: float) -> None:
-    augmentation = Augmentation(scale_range=(scale, scale), jitter=0.0)
-    generator = np.random.default_rng(1)
-    mirrored = []
-    for _ in range(8):
-        pixels, labels = random_window(scene_of((150, 170)), 64, augmentation, generator)
-        assert pixels.shape == (2, 64, 64)
-        assert labels.shape == (64, 64)
-        nearest = (pixels[0] / 50).round().long()
-        assert float((nearest == labels).float().mean()) > 0.75
-        mirrored.append(float((nearest.flip(0) == labels).float().mean()))
-    assert np.mean(mirrored) < 0.6
-
-
-def test_a_window_beyond_the_scene_is_ignored_there() -> None:
-    augmentation = Augmentation(scale_range=(1.0, 1.0), jitter=0.0)
-    pixels, labels = random_window(scene_of((20, 30)), 64, augmentation, np.random.default_rng(0))
-    assert int((labels != 255).sum()) == 20 * 30
-    assert bool(torch.isfinite(pixels).all())
-
-
-def test_all_eight_symmetries_are_drawn() -> None:
-    scene = scene_of((64, 64))
-    augmentation, generator = Augmentation(scale_range=(1.0, 1.0), jitter=0.0), np.random.default_rng(0)
-    drawn = {random_window(scene, 64, augmentation, generator)[1].numpy().tobytes() for _ in range(100)}
-    assert len(drawn) == 8
-
-
-@pytest.mark.parametrize("change", [{"scale_range": (2.0, 1.0)}, {"scale_range": (0.0, 1.0)}, {"jitter": 1.0}])
-def test_an_augmentation_that_makes_no_sense_is_refused(change: dict) -> None:
-    with pytest.raises(SpecError):
-        Augmentation(**change)
-
-
-def test_iou_follows_from_the_confusion_matrix() -> None:
-    metrics = SceneMetrics(scene="s", classes=("a", "b", "c"), confusion=((6, 2, 0), (2, 2, 0), (0, 0, 0)))
-    assert metrics.iou == {"a": 0.6, "b": pytest.approx(1 / 3), "c": None}
-    assert metrics.mean_iou == pytest.approx((0.6 + 1 / 3) / 2)
-    assert metrics.accuracy == pytest.approx(8 / 12)
-
-
-def test_overlapping_windows_of_a_pointwise_network_give_one_pass() -> None:
-    """Every pixel is predicted, at its place, whatever the size of the scene."""
-
-    class Pointwise(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cat([x, -x], dim=1)
-
-    model = ModelSpec(
-        name="p",
-        network=NetworkSpec(n_classes=2, n_bands=1),
-        classes=tuple(ClassSpec(name=name, color="#000000") for name in "ab"),
-        bands=("gray",),
-        mean=(1.0,),
-        std=(2.0,),
-    )
-    for shape in ((1, 20, 31), (1, 101, 77)):
-        image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        expected = torch.softmax(torch.tensor(np.concatenate([image - 1, 1 - image]) / 2), dim=0)
-        torch.testing.assert_close(predict_scene(Pointwise(), model, image, window_px=32), expected)
+def test_settings_from_the_command_line_are_one_of_two(config: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["atrous", "train", str(config), "--resume", "--overwrite"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "choose one" in capsys.readouterr().err

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 from rich.console import Console
 
+from workflows.confusion import SceneMetrics
 from workflows.progress import ProgressView
 from workflows.train import SceneMeasured, StepDone, TrainSummary
-from workflows.training_metrics import SceneMetrics
 from workflows.training_report import show_event, summary_lines, summary_to_dict
 
 METRICS = SceneMetrics(scene="tile2", classes=("land", "water"), confusion=((3, 1), (0, 4)))
