@@ -149,8 +149,8 @@ def test_a_crf_that_is_no_better_is_not_kept(atrous, store, home):
         pytest.param(
             ("first.zarr", "labels.tif", "--scene", "a", "--scene", "b"), 2, "2 scenes were given for 1 stores", id="scenes"
         ),
-        pytest.param(("first.zarr", "scene.png"), 65, "scene.png has 5 x 6 px and", id="another size"),
-        pytest.param(("first.zarr", "missing.tif"), 65, "missing.tif cannot be read", id="labels missing"),
+        pytest.param(("first.zarr", "scene.png"), 65, "scene.png has 5 x 6 px, ", id="another size"),
+        pytest.param(("first.zarr", "missing.tif"), 65, "missing.tif does not exist", id="labels missing"),
         pytest.param(("first.zarr", "labels.tif", "--theta-alpha", "0,30"), 2, "theta_alpha = 0.0", id="out of range"),
         pytest.param(
             ("first.zarr", "labels.tif", "--crf-param", "theta_beta=3"), 2, "give its values with --theta-beta", id="searched"

@@ -80,6 +80,7 @@ def test_losses_of_scales_and_of_their_maximum_are_summed() -> None:
     assert loss(scales=(0.5, 1.0)) == pytest.approx(expected, rel=1e-5)
 
 
+@torch.no_grad()
 def test_at_cells_labels_are_shrunk_to_the_scores() -> None:
     network = build_network(
         NetworkSpec(n_classes=3, architecture="deeplabv1", backbone_width=0.25, image_pooling="off", atrous_rates=(2,))

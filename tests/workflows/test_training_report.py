@@ -1,5 +1,6 @@
 """What a person reads of a training."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -9,12 +10,22 @@ from rich.console import Console
 
 from workflows.confusion import SceneMetrics
 from workflows.progress import ProgressView
-from workflows.train import SceneMeasured, StepDone, TrainSummary
+from workflows.train import Measured, Resumed, StepDone, TrainSummary
 from workflows.training_report import show_event, summary_lines, summary_to_dict
 
 METRICS = SceneMetrics(scene="tile2", classes=("land", "water"), confusion=((3, 1), (0, 4)))
 SUMMARY = TrainSummary(
-    checkpoint=Path("m.safetensors"), metrics_csv=Path("m.csv"), metrics=(METRICS,), n_steps=3, final_loss=0.5, elapsed_s=1.0
+    checkpoint=Path("m.safetensors"),
+    metrics_csv=Path("m.csv"),
+    curves=Path("curves.png"),
+    samples=Path("samples.png"),
+    metrics=(METRICS,),
+    best_step=None,
+    best_score=None,
+    n_steps=3,
+    ended_early=False,
+    final_loss=0.5,
+    elapsed_s=1.0,
 )
 
 
@@ -33,19 +44,27 @@ def test_a_step_moves_the_bar_and_shows_the_loss() -> None:
 
 
 def test_a_measured_scene_is_named_with_its_mean_iou() -> None:
-    assert "measured tile2: mIoU 0.775" in shown(SceneMeasured(metrics=METRICS))
+    assert "test tile2: mIoU 0.775" in shown(Measured(part="test", metrics=METRICS))
+    assert "validation tile2: mIoU 0.775, the best so far" in shown(Measured(part="validation", metrics=METRICS, is_best=True))
+
+
+def test_a_resumed_training_says_from_where() -> None:
+    assert "going on after step 7" in shown(Resumed(step=7))
 
 
 def test_the_table_has_a_row_per_scene_and_a_column_per_class() -> None:
-    header, row, path = summary_lines(SUMMARY)
+    header, row, *rest = summary_lines(SUMMARY)
     assert header.split() == ["IoU", "on", "land", "water", "mean"]
     assert row.split() == ["tile2", "0.750", "0.800", "0.775"]
-    assert path == "m.safetensors"
+    assert rest == ["curves: curves.png", "samples: samples.png", "m.safetensors"]
+
+
+def test_it_says_which_weights_were_kept_and_whether_it_ended_early() -> None:
+    lines = summary_lines(dataclasses.replace(SUMMARY, best_step=2, best_score=0.61234, ended_early=True))
+    assert "kept: step 2, mIoU 0.612 on the validation part; ended early after step 3" in lines
 
 
 def test_without_test_scenes_it_says_that_nothing_was_measured() -> None:
-    import dataclasses
-
     assert "nothing was measured" in summary_lines(dataclasses.replace(SUMMARY, metrics=()))[0]
 
 
