@@ -27,10 +27,10 @@ import zarr
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pipeline.window import Window
-from workflows.confusion import count_confusion, pool_metrics
+from tile_rasters import CLASSES, DATA, write_tile
+
+from workflows.confusion import SceneMetrics, count_confusion, pool_metrics
 from workflows.train import StepDone, run
-from workflows.training_input import open_input
 from workflows.training_spec import TrainSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +52,8 @@ def main() -> None:
     spec = TrainSpec.from_toml(given.config)
     tiles = {entry.name: entry for entry in (*spec.train, *spec.test)}
     given.work.mkdir(parents=True, exist_ok=True)
-    for name, entry in tiles.items():
-        write_tile(name, replace(spec, train=(entry,), test=()), given.work)
+    for name in tiles:
+        write_tile(DATA, int(name.removeprefix("tile")), given.work)
     models = {fold: train_fold(fold, spec, tiles, given.work) for fold in folds}
     rows: list[dict[str, Any]] = []
     if given.first:
@@ -74,20 +74,6 @@ def main() -> None:
     }
     given.out.write_text(json.dumps(told, indent=1) + "\n")
     sys.stdout.write(summary(rows) + "\n")
-
-
-def write_tile(name: str, spec: TrainSpec, work: Path) -> None:
-    """Write a tile and its labels as GeoTIFFs, since the command line takes whole scenes."""
-    image, label = work / f"{name}.tif", work / f"{name}-labels.tif"
-    if image.exists() and label.exists():
-        return
-    with open_input(spec) as data:
-        (scene,) = data.train
-        tile = scene.read(Window.of_shape(scene.shape))
-    for path, array in ((label, tile.labels[None]), (image, tile.pixels.astype(np.uint8))):
-        profile = {"count": len(array), "height": array.shape[1], "width": array.shape[2], "dtype": "uint8"}
-        with rasterio.open(path, "w", driver="GTiff", tiled=True, compress="deflate", **profile) as dataset:
-            dataset.write(array)
 
 
 def train_fold(fold: tuple[str, ...], spec: TrainSpec, tiles: dict[str, Any], work: Path) -> Path:
@@ -150,21 +136,18 @@ def count(name: str, model: Path, tile: str, way: str, out: Path, work: Path) ->
     """Return what was predicted, by true class."""
     labels = rasterio.open(work / f"{tile}-labels.tif").read(1)
     store = zarr.open_group(out, mode="r")["0/labels"]
-    names = tomllib.loads((ROOT / "examples/train-dubai.toml").read_text())["classes"]
-    matrix = count_confusion(labels, np.asarray(store[:]), n_classes=len(names))
+    matrix = count_confusion(labels, np.asarray(store[:]), n_classes=len(CLASSES))
     return {
         "model": name,
         "tile": tile,
         "way": way,
-        "classes": [one["name"] for one in names],
+        "classes": [one.name for one in CLASSES],
         "confusion": matrix.tolist(),
     }
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Return the mean over tiles of the mean IoU of each model and way."""
-    from workflows.confusion import SceneMetrics
-
     lines = []
     for model, way in dict.fromkeys((row["model"], row["way"]) for row in rows):
         own = [row for row in rows if (row["model"], row["way"]) == (model, way)]
