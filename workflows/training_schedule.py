@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from pipeline.errors import SpecError
-from pipeline.network.keys import suggest
+from pipeline.network.keys import check_choice, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,11 +36,6 @@ OptimizerName = Literal["adamw", "sgd"]
 """AdamW, or stochastic gradient descent with momentum."""
 
 
-def _check_choice(name: str, given: object, known: tuple[object, ...]) -> None:
-    if given not in known:
-        raise SpecError(f"{name} is {given!r}; choose one of {', '.join(map(str, known))}")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseSpec:
     """A part of the schedule with settings of its own."""
@@ -55,7 +50,7 @@ class PhaseSpec:
     """What batch normalisations do."""
 
     def __post_init__(self) -> None:
-        _check_choice("normalisation", self.normalisation, get_args(Normalisation))
+        check_choice("normalisation", self.normalisation, get_args(Normalisation))
         if not self.share > 0:
             raise SpecError(f"a phase has the share {self.share} of the steps; give a number above 0")
         if self.learning_rate is not None and not self.learning_rate > 0:
@@ -98,7 +93,7 @@ class ScheduleSpec:
     """Parts of the schedule, in their order."""
 
     def __post_init__(self) -> None:
-        _check_choice("schedule.policy", self.policy, get_args(Policy))
+        check_choice("schedule.policy", self.policy, get_args(Policy))
         limits = {"n_steps": 1, "batch": 2, "accumulate": 1, "window_px": 32, "checkpoint_every": 1, "warmup_steps": 0}
         for name, lowest in {**limits, "validate_every": 1, "patience": 1}.items():
             given = getattr(self, name)
@@ -166,7 +161,7 @@ class OptimizerSpec:
     trained backbone suit most images, and a third of the time goes into their gradients."""
 
     def __post_init__(self) -> None:
-        _check_choice("optimizer.name", self.name, get_args(OptimizerName))
+        check_choice("optimizer.name", self.name, get_args(OptimizerName))
         for name in ("momentum", "weight_decay", "backbone_factor", "bias_factor"):
             if not getattr(self, name) >= 0:
                 raise SpecError(f"optimizer.{name} is {getattr(self, name)}; give 0 or more")

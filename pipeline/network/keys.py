@@ -30,6 +30,12 @@ def check_keys(given: Mapping[str, Any], spec: type[Any], *, where: str) -> None
         raise SpecError(f"{where} lacks the key(s) {', '.join(absent)}; add them")
 
 
+def check_choice(name: str, given: object, known: tuple[object, ...]) -> None:
+    """Raise SpecError unless ``given``, the value of the setting ``name``, is one of those that are known."""
+    if given not in known:
+        raise SpecError(f"{name} is {given!r}; choose one of {', '.join(map(str, known))}")
+
+
 def suggest(word: str, known: Collection[str]) -> str:
     """Return "did you mean ...?" for a near miss, and the list of what is known otherwise."""
     near = get_close_matches(word, known, n=1)

@@ -16,7 +16,7 @@ from pipeline.errors import SpecError
 from pipeline.network.backbones import backbone_entry
 from pipeline.network.choices import Alignment, Architecture, BottleneckStride, EntryRate, Fusion, ImagePooling, Padding, Stem
 from pipeline.network.features import BACKBONE_KNOBS
-from pipeline.network.keys import check_keys
+from pipeline.network.keys import check_choice, check_keys
 
 MAX_CLASSES = 255
 """Labels are one byte and 255 means nodata."""
@@ -93,7 +93,7 @@ class NetworkSpec:
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
-            _check_choice(name, getattr(self, name), choices)
+            check_choice(name, getattr(self, name), choices)
         if not 1 <= self.n_classes <= MAX_CLASSES:
             raise SpecError(f"n_classes is {self.n_classes}; labels are one byte, give 1 to {MAX_CLASSES} classes")
         for name in ("n_bands", "aspp_channels", "low_level_channels", "decoder_channels", "decoder_convolutions", "head_kernel"):
@@ -229,7 +229,7 @@ class MultiScaleSpec:
     """How the answers become one: the maximum of the scores (v2, section 3.2), or the mean of the probabilities (v3, section 4)."""
 
     def __post_init__(self) -> None:
-        _check_choice("fusion", self.fusion, get_args(Fusion))
+        check_choice("fusion", self.fusion, get_args(Fusion))
         if not self.scales:
             raise SpecError("no scales were given; give at least one, for example 1.0")
         for scale in self.scales:
@@ -371,11 +371,6 @@ class ModelSpec:
         if given.get("crf") is not None:
             given["crf"] = CrfSpec.from_dict(given["crf"])
         return cls(**given)
-
-
-def _check_choice(name: str, given: object, known: tuple[object, ...]) -> None:
-    if given not in known:
-        raise SpecError(f"{name} is {given!r}; choose one of {', '.join(map(str, known))}")
 
 
 def _check_whole(name: str, given: object, *, lowest: int) -> None:
