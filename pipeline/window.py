@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import WindowError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -108,6 +108,19 @@ class Window:
         if self.row_off < 0 or self.col_off < 0:
             raise WindowError(f"{self} starts before the array's first pixel; a negative slice would read from the other end")
         return slice(self.row_off, self.row_end), slice(self.col_off, self.col_end)
+
+
+def tiling(shape: tuple[int, int], *, height: int, width: int) -> Iterator[Window]:
+    """Yield windows of ``height`` x ``width`` px that cover an array of ``shape`` once, row by row; the last ones end with it.
+
+    Examples
+    --------
+    >>> [str(w.to_slices()) for w in tiling((2, 5), height=2, width=3)]
+    ['(slice(0, 2, None), slice(0, 3, None))', '(slice(0, 2, None), slice(3, 5, None))']
+    """
+    for row in range(0, shape[0], height):
+        for col in range(0, shape[1], width):
+            yield Window.from_bounds(rows=(row, min(row + height, shape[0])), cols=(col, min(col + width, shape[1])))
 
 
 def disjoint(windows: Iterable[Window]) -> tuple[Window, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import SourceError
-from pipeline.window import Window
+from pipeline.window import tiling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,7 @@ def band_statistics(parts: Sequence[ScenePart]) -> tuple[tuple[float, ...], tupl
 def _moments(part: ScenePart) -> NDArray[np.float64]:
     """Return (2, bands): the mean of the valid pixels, and that of their squares."""
     sums, count = np.zeros((2, part.n_bands)), 0
-    for window in _tiles(part.shape):
+    for window in tiling(part.shape, height=_SIDE_PX, width=_SIDE_PX):
         counted = part.ground(window)
         if not counted.any():
             continue
@@ -50,12 +50,3 @@ def _moments(part: ScenePart) -> NDArray[np.float64]:
             f"{part.name} has no pixel with data on the ground that is trained on; leave the scene out, or correct its nodata"
         )
     return sums / count
-
-
-def _tiles(shape: tuple[int, int]) -> list[Window]:
-    found = [
-        Window(row_off=row, col_off=col, height=_SIDE_PX, width=_SIDE_PX).clip(shape)
-        for row in range(0, shape[0], _SIDE_PX)
-        for col in range(0, shape[1], _SIDE_PX)
-    ]
-    return [window for window in found if window is not None]

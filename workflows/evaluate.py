@@ -23,7 +23,7 @@ from pipeline.errors import SourceError, SpecError
 from pipeline.gdal_scene import gdal_environment
 from pipeline.labels import NODATA_LABEL
 from pipeline.ordered import map_ahead
-from pipeline.window import Window
+from pipeline.window import tiling
 from workflows.confusion import SceneMetrics, Tally
 from workflows.evaluation_counts import CountSpec, Piece, SceneCounts, count_window, effective_block_px
 from workflows.evaluation_intervals import find_intervals, join_blocks
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.window import Window
     from workflows.evaluation_intervals import Intervals
     from workflows.evaluation_pairs import Classes, Pair
     from workflows.trimap import TrimapCounts
@@ -157,7 +158,7 @@ def run(request: EvaluateRequest, on_progress: Progress | None = None) -> Evalua
 
 
 def plan_windows(shape: tuple[int, int], chunk_shape: tuple[int, int]) -> Iterator[Window]:
-    """Yield windows that cover a scene once, row by row: whole chunks, about 2048 x 2048 px, or one chunk where that is larger.
+    """Return windows that cover a scene once, row by row: whole chunks, about 2048 x 2048 px, or one chunk where that is larger.
 
     Examples
     --------
@@ -166,11 +167,7 @@ def plan_windows(shape: tuple[int, int], chunk_shape: tuple[int, int]) -> Iterat
     """
     width = chunk_shape[1] * max(1, _WINDOW_PX // chunk_shape[1])
     height = chunk_shape[0] * max(1, _WINDOW_PX**2 // width // chunk_shape[0])
-    for row in range(0, shape[0], height):
-        for col in range(0, shape[1], width):
-            window = Window(row_off=row, col_off=col, height=height, width=width).clip(shape)
-            assert window is not None
-            yield window
+    return tiling(shape, height=height, width=width)
 
 
 class _Report:

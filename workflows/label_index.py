@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pipeline.window import Window
+from pipeline.window import Window, tiling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,13 +83,10 @@ def index_labels(scene: Labelled, n_classes: int) -> LabelIndex:
     height, width = scene.shape
     counts = np.zeros((-(-height // CELL_PX), -(-width // CELL_PX), n_classes), np.uint16)
     side = CELL_PX * _CELLS_AT_ONCE
-    for row in range(0, height, side):
-        for col in range(0, width, side):
-            window = Window(row_off=row, col_off=col, height=side, width=side).clip(scene.shape)
-            assert window is not None
-            found = _count_cells(scene.read_labels(window), n_classes)
-            first = row // CELL_PX, col // CELL_PX
-            counts[first[0] : first[0] + found.shape[0], first[1] : first[1] + found.shape[1]] = found
+    for window in tiling(scene.shape, height=side, width=side):
+        found = _count_cells(scene.read_labels(window), n_classes)
+        first = window.row_off // CELL_PX, window.col_off // CELL_PX
+        counts[first[0] : first[0] + found.shape[0], first[1] : first[1] + found.shape[1]] = found
     return LabelIndex(shape=scene.shape, counts=counts)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from pipeline.errors import SourceError, SpecError
-from pipeline.window import Window
+from pipeline.window import tiling
 from workflows.label_index import CELL_PX, LabelIndex, index_labels
 from workflows.label_spec import IGNORED
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.window import Window
     from workflows.training_scenes import TrainingScene, TrainingWindow
 
 SplitBy = Literal["entries", "scene", "block"]
@@ -110,13 +111,8 @@ class ScenePart:
 
     def labelled_windows(self, side_px: int) -> list[Window]:
         """List the squares of a tiling of the scene that hold a label of this part, clipped to the scene, row by row."""
-        height, width = self.shape
-        tiles = (
-            Window(row_off=row, col_off=col, height=side_px, width=side_px).clip(self.shape)
-            for row in range(0, height, side_px)
-            for col in range(0, width, side_px)
-        )
-        return [tile for tile in tiles if tile is not None and self.index.may_have_labels(tile)]
+        tiles = tiling(self.shape, height=side_px, width=side_px)
+        return [tile for tile in tiles if self.index.may_have_labels(tile)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -21,12 +21,9 @@ import torch
 
 from pipeline.window import Window
 from workflows.confusion import SceneMetrics, count_confusion
-from workflows.label_spec import IGNORED
 from workflows.training_pictures import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
@@ -47,10 +44,9 @@ class Meter:
         """Return the metrics over the labelled pixels of ``scene``."""
         n_classes = len(self._model.classes)
         matrix = np.zeros((n_classes, n_classes), np.int64)
-        for block in self._blocks(scene.shape):
+        for block in scene.labelled_windows(self._window_px // 2):
             labels, predicted = self._predict(scene, block)
-            if predicted is not None:
-                matrix += count_confusion(labels, predicted, n_classes=n_classes)
+            matrix += count_confusion(labels, predicted, n_classes=n_classes)
         return SceneMetrics.of_matrix(scene.name, tuple(one.name for one in self._model.classes), matrix)
 
     def sample(self, scene: ScenePart, window: Window) -> Sample:
@@ -60,26 +56,15 @@ class Meter:
             name=scene.name, image=_as_picture(seen.pixels, self._model), labels=seen.labels, predicted=self._labels_of(seen)
         )
 
-    def _blocks(self, shape: tuple[int, int]) -> Iterator[Window]:
-        """Yield blocks half as wide as what the network sees, row by row."""
-        step = self._window_px // 2
-        whole = Window.of_shape(shape)
-        for row in range(0, shape[0], step):
-            for col in range(0, shape[1], step):
-                block = Window(row_off=row, col_off=col, height=step, width=step).clip((whole.height, whole.width))
-                assert block is not None
-                yield block
-
-    def _predict(self, scene: ScenePart, block: Window) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-        """Return labels and predictions of a block; no prediction where nothing is labelled."""
+    def _predict(self, scene: ScenePart, block: Window) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return labels and predictions of a block, half as wide as what the network sees."""
         margin = self._window_px // 4
         around = Window(
             row_off=block.row_off - margin, col_off=block.col_off - margin, height=self._window_px, width=self._window_px
         )
         seen = scene.read(around)
         inside = block.relative_to(around).to_slices()
-        labels = seen.labels[inside]
-        return labels, self._labels_of(seen)[inside] if (labels != IGNORED).any() else None
+        return seen.labels[inside], self._labels_of(seen)[inside]
 
     def _labels_of(self, seen: TrainingWindow) -> NDArray[np.uint8]:
         windows = normalised(seen.pixels[None], self._model) * torch.from_numpy(seen.valid)
