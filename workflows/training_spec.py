@@ -5,7 +5,7 @@
     name = "fields"
     output = "../runs/fields"             # paths are relative to the file
     recipe = "small"                      # defaults after a paper: v1, v2, v3, v3plus; or small
-    init = "dubai-mobilenetv2"            # a shipped model, or a file
+    init = "dubai-mobilenetv2"            # a shipped model, "efficientnet-lite0" (ImageNet), or a file
 
     [[classes]]
     name = "building"
@@ -39,7 +39,7 @@ from typing import Any, Literal, get_args
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SpecError
 from pipeline.network.keys import check_keys
-from pipeline.network.models import find_model, shipped_models
+from pipeline.network.models import resolve_start
 from pipeline.network.spec import ClassSpec, MultiScaleSpec, NetworkSpec
 from workflows.recipes import with_recipe
 from workflows.split import SplitSpec
@@ -97,7 +97,8 @@ class TrainSpec:
     licence: str = "unknown"
     """Licence of the resulting weights."""
     init: Path | None = None
-    """Start: a checkpoint (.safetensors, also of other classes or bands), or folded ImageNet MobileNetV2 (.pth); None: random."""
+    """Start: a checkpoint (.safetensors, also of other classes or bands) or ImageNet weights (.pth: EfficientNet-Lite0, folded
+    MobileNetV2); None: random."""
     seed: int = 0
     """Of everything random."""
     threads: int | None = None
@@ -215,7 +216,7 @@ def _parse(values: dict[str, Any], folder: Path) -> TrainSpec:
     given: dict[str, Any] = dict(values)
     given["output"] = folder / values["output"]
     if "init" in values:
-        given["init"] = find_model(values["init"]) if values["init"] in shipped_models() else folder / values["init"]
+        given["init"] = resolve_start(values["init"], folder)
     given["classes"] = tuple(_build(ClassSpec, one, where="[[classes]]") for one in values["classes"])
     for part in ("train", "validation", "test"):
         given[part] = tuple(_parse_entry(one, folder, where=f"[[{part}]]") for one in values.get(part, ()))

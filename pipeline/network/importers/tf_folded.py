@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.network.backbones.mobilenet_v2 import plan_blocks
+from pipeline.network.backbones.inverted_residual import plan_blocks
+from pipeline.network.backbones.mobilenet_v2 import STAGES
 from pipeline.network.importers.keymap import KeyMap, pooling_last
 from pipeline.network.importers.layout import Draft, Hints, Layout, Preprocessing, check_n_rates, settle, settle_preprocessing
 from pipeline.network.spec import NetworkSpec
@@ -59,7 +60,7 @@ def _draft(tensors: Mapping[str, Tensor], hints: Hints, _config: Mapping[str, An
 def _key_map(network: NetworkSpec) -> KeyMap:
     keys = KeyMap()
     keys.folded("backbone.stem", "stem", eps=_BACKBONE_EPS)
-    for index, plan in enumerate(plan_blocks(network.output_stride)):
+    for index, plan in enumerate(plan_blocks(STAGES, network.output_stride)):
         for layer in ("expand", "depthwise", "project") if plan.expansion > 1 else ("depthwise", "project"):
             keys.folded(f"backbone.blocks.{index}.{layer}", f"blocks.{index}.{layer}", eps=_BACKBONE_EPS)
     keys.folded("aspp.branches.0", "aspp0", eps=_HEAD_EPS)

