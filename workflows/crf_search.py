@@ -26,7 +26,7 @@ from workflows.cluster import count_cores
 from workflows.confusion import SceneMetrics, count_confusion
 from workflows.crf_grid import AXES, CrfGrid
 from workflows.crf_request import CrfRequest, choose
-from workflows.labelled_store import LabelColors, LabelledStore, LabelSource, open_labelled, read_labelled_tile
+from workflows.labelled_store import LabelColors, LabelledStore, StoreAndLabels, open_labelled, read_labelled_tile
 from workflows.stored_run import open_stored
 from workflows.trimap import WIDEST_PX, TrimapCounts, count_trimap
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 class SearchRequest:
     """What is tried, and on what."""
 
-    sources: tuple[LabelSource, ...]
+    sources: tuple[StoreAndLabels, ...]
     """Stores with their labels, one or more, all of one model."""
     base: CrfRequest | CrfSpec
     """The CRF whose w_appearance, theta_alpha and theta_beta are varied."""

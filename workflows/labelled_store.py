@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelSource:
+class StoreAndLabels:
     """A finished output and the labels of its scene."""
 
     store: Path
@@ -101,7 +101,7 @@ class LabelledTile:
     """(height, width), from the nearest boundary between classes, px."""
 
 
-def pair_up(paths: Sequence[Path], *, scenes: Sequence[str] = ()) -> tuple[LabelSource, ...]:
+def pair_up(paths: Sequence[Path], *, scenes: Sequence[str] = ()) -> tuple[StoreAndLabels, ...]:
     """Return the sources that STORE, LABELS, STORE, LABELS, ... name, with one scene for each store or none."""
     if len(paths) % 2:
         raise SpecError(
@@ -113,7 +113,7 @@ def pair_up(paths: Sequence[Path], *, scenes: Sequence[str] = ()) -> tuple[Label
         )
     places = scenes or (None,) * (len(paths) // 2)
     return tuple(
-        LabelSource(store=store, labels=labels, scene=scene)
+        StoreAndLabels(store=store, labels=labels, scene=scene)
         for store, labels, scene in zip(paths[::2], paths[1::2], places, strict=True)
     )
 

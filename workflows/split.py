@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from pipeline.errors import SourceError, SpecError
+from pipeline.network.keys import check_choice
 from pipeline.window import tiling
 from workflows.label_index import CELL_PX, LabelIndex, index_labels
 from workflows.label_spec import IGNORED
@@ -51,8 +52,7 @@ class SplitSpec:
     """Of the draw."""
 
     def __post_init__(self) -> None:
-        if self.by not in get_args(SplitBy):
-            raise SpecError(f"split.by is {self.by!r}; choose one of {', '.join(get_args(SplitBy))}")
+        check_choice("split.by", self.by, get_args(SplitBy))
         if self.block_px < CELL_PX or self.block_px % CELL_PX:
             raise SpecError(f"split.block_px is {self.block_px}; give a multiple of {CELL_PX}, for example 1024")
         if not 0 < self.validation < 1:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.errors import SpecError
+from pipeline.network.keys import check_choice
 from pipeline.network.multiscale import resize_to, scaled_px
 from pipeline.network.resize import resize_bilinear
 from workflows.label_spec import IGNORED
@@ -52,8 +53,7 @@ class LossSpec:
     """Factors on the cross-entropy of the pixels of class 0, 1, ...; None: 1 each."""
 
     def __post_init__(self) -> None:
-        if self.at not in get_args(LossPlace):
-            raise SpecError(f"loss.at is {self.at!r}; choose one of {', '.join(get_args(LossPlace))}")
+        check_choice("loss.at", self.at, get_args(LossPlace))
         if not self.scales or not all(0 < scale <= 4 for scale in self.scales):
             raise SpecError(f"loss.scales is {self.scales}; give factors above 0 and up to 4, for example 0.5, 0.75, 1.0")
         if not 0 < self.hard_fraction <= 1:

@@ -38,7 +38,7 @@ from typing import Any, Literal, get_args
 
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SpecError
-from pipeline.network.keys import check_keys
+from pipeline.network.keys import check_choice, check_keys
 from pipeline.network.models import resolve_start
 from pipeline.network.spec import ClassSpec, MultiScaleSpec, NetworkSpec
 from workflows.recipes import with_recipe
@@ -128,8 +128,7 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         for name, known in (("labels", LabelKind), ("precision", Precision), ("device", TrainDevice)):
-            if getattr(self, name) not in get_args(known):
-                raise SpecError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(get_args(known))}")
+            check_choice(name, getattr(self, name), get_args(known))
         if not self.train:
             raise SpecError("no [[train]] scene is given; add at least one image with its labels")
         if (self.mean is None) != (self.std is None):

@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import SpecError
+from pipeline.network.keys import check_choice
 from pipeline.window import Window
 from workflows.label_spec import IGNORED
 
@@ -79,8 +80,7 @@ class SamplingSpec:
     def __post_init__(self) -> None:
         if not 0 <= self.class_balance <= 1:
             raise SpecError(f"sampling.class_balance is {self.class_balance}; give the share of balanced windows, 0 to 1")
-        if self.by_scene not in get_args(ByScene):
-            raise SpecError(f"sampling.by_scene is {self.by_scene!r}; choose one of {', '.join(get_args(ByScene))}")
+        check_choice("sampling.by_scene", self.by_scene, get_args(ByScene))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -175,7 +175,7 @@ def _models(kept: dict[str, Any]) -> list[tuple[str, dict[str, SceneMetrics]]]:
     for one in kept["rows"]:
         found.setdefault((one["model"], one["way"]), {})[one["tile"]] = _metrics(one["confusion"], one["classes"])
     ways = list(_WAYS_OF_DEFAULT)
-    order = sorted(found, key=lambda key: (key[0] != "first", ways.index(key[1])))
+    order = sorted(found, key=lambda key: (key[0] != "shipped", ways.index(key[1])))
     return [(f"{model}{_WAYS_OF_DEFAULT[way]}", found[model, way]) for model, way in order]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import tomllib
 
 import numpy as np
 import pytest
@@ -110,20 +111,20 @@ def test_a_model_that_had_not_seen_two_tiles_is_compared_on_these_and_all_of_ano
     rows = [
         {"model": model, "tile": tile, "way": "plain", "classes": ["land", "sea"], "confusion": matrices[tile]}
         for model, tile in [
-            ("default", "tile1"),
-            ("default", "tile2"),
-            ("default", "tile5"),
-            ("first", "tile2"),
-            ("first", "tile5"),
+            ("short", "tile1"),
+            ("short", "tile2"),
+            ("short", "tile5"),
+            ("shipped", "tile2"),
+            ("shipped", "tile5"),
         ]
     ]
     assert tiles_table({"rows": rows}).splitlines() == [
         "| model | tile1 | tile2 | tile5 | mean of tiles 2 and 5 | mean of all 3 |",
         "| --- | --- | --- | --- | --- | --- |",
-        "| first |  | 1.000 | 0.000 | 0.500 |  |",
-        "| default | 0.500 | 1.000 | 0.000 | 0.500 | 0.500 |",
+        "| shipped |  | 1.000 | 0.000 | 0.500 |  |",
+        "| short | 0.500 | 1.000 | 0.000 | 0.500 | 0.500 |",
     ]
-    assert tile_classes_table({"rows": rows}).splitlines()[3] == "| default | 3 | 0.500 | 0.500 |"
+    assert tile_classes_table({"rows": rows}).splitlines()[3] == "| short | 3 | 0.500 | 0.500 |"
 
 
 def test_every_figure_of_a_tile_is_that_of_its_matrix(cross_validation):
@@ -131,3 +132,7 @@ def test_every_figure_of_a_tile_is_that_of_its_matrix(cross_validation):
     for one in cross_validation["rows"]:
         assert f"{mean_iou_by_hand(one['confusion']):.3f}" in shown
         assert len(one["confusion"]) == len(one["classes"])
+
+
+def test_the_cross_validated_configuration_is_the_example(cross_validation):
+    assert cross_validation["config"] == tomllib.loads((PAGE.parents[1] / "examples" / "train-dubai-short.toml").read_text())

@@ -23,7 +23,7 @@ from workflows.crf_grid import CrfGrid
 from workflows.crf_search import SearchRequest, run
 from workflows.crf_search_report import search_lines, search_to_dict, write_search_chart
 from workflows.keep_crf import check_target, keep_best
-from workflows.labelled_store import LabelColors, LabelSource
+from workflows.labelled_store import LabelColors, StoreAndLabels
 from workflows.refinement import Refinement
 
 HEIGHT, WIDTH = 70, 100
@@ -69,7 +69,7 @@ def write(tmp_path):
 
 
 def search(*pairs, base=BASE, grid=GRID, on_progress=None, **changes):
-    sources = tuple(LabelSource(store=store, labels=labels) for store, labels in pairs)
+    sources = tuple(StoreAndLabels(store=store, labels=labels) for store, labels in pairs)
     return run(SearchRequest(sources=sources, base=base, grid=grid, **changes), on_progress)
 
 
