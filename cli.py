@@ -224,6 +224,23 @@ _request_options = _stack(
         help="TOML file with defaults for these options.",
     ),
 )
+_label_options = _stack(
+    click.option(
+        "--label-colors", metavar="#RRGGBB,...", help="Colours of the classes in the labels. [default: those of the classes]"
+    ),
+    click.option("--ignored-colors", metavar="#RRGGBB,...", help="Colours that mean: no label."),
+    click.option(
+        "--values", multiple=True, metavar="KEY=CLASS", help="What a number, colour or attribute means. May be repeated."
+    ),
+    click.option("--nodata", type=int, help="Number that means: no label. [default: 255, and what the raster says]"),
+    click.option("--attribute", help="Column of polygons that holds the class. [default: class]"),
+    click.option("--layer", help="Layer of a GeoPackage. [default: the only one]"),
+    click.option("--outside", default="ignore", metavar="CLASS", help="What ground without a polygon is."),
+    click.option(
+        "--all-touched", is_flag=True, help="Polygons cover all pixels that they touch, not only those whose centre they do."
+    ),
+    click.option("--reproject", is_flag=True, help="Bring labels of another grid to that of the prediction."),
+)
 _cluster_options = _stack(
     click.option("--workers", type=int, help="Worker processes. [default: one per 16 cores, as memory allows]"),
     click.option("--threads", type=int, help="Network windows at once per worker. [default: cores / workers, as memory allows]"),
@@ -413,17 +430,7 @@ def train(config: Path, **options: Any) -> int:
 @atrous.command()
 @click.argument("pairs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="PRED LABELS [PRED LABELS]...")
 @click.option("--classes", metavar="NAME,...", help="Names of class 0, 1, ... [default: PRED's, else the ids that occur]")
-@click.option("--label-colors", metavar="#RRGGBB,...", help="Colours of the classes in the labels. [default: PRED's]")
-@click.option("--ignored-colors", metavar="#RRGGBB,...", help="Colours that mean: no label.")
-@click.option("--values", multiple=True, metavar="KEY=CLASS", help="What a number, colour or attribute means. May be repeated.")
-@click.option("--nodata", type=int, help="Number that means: no label. [default: 255, and what the raster says]")
-@click.option("--attribute", help="Column of polygons that holds the class. [default: class]")
-@click.option("--layer", help="Layer of a GeoPackage. [default: the only one]")
-@click.option("--outside", default="ignore", metavar="CLASS", help="What ground without a polygon is.")
-@click.option(
-    "--all-touched", is_flag=True, help="Polygons cover all pixels that they touch, not only those whose centre they do."
-)
-@click.option("--reproject", is_flag=True, help="Bring labels of another grid to that of PRED.")
+@_label_options
 @click.option("--trimap", type=int, default=4, help="Tell the accuracy within so many px of a boundary, 1 to 32.")
 @click.option("--block", type=int, default=512, help="Side of the blocks of ground that are drawn for the intervals, px.")
 @click.option("--png", type=click.Path(path_type=Path), help="Draw the confusion matrix and a map of the errors to this file.")
@@ -479,8 +486,7 @@ def refine(store: Path, out: Path, **options: Any) -> int:
 @click.option("--rounds", type=int, default=1, help="Rounds; each after the first tries a finer grid around the best.")
 @_crf_options
 @click.option("--scene", type=click.Path(), multiple=True, help="Where a scene is now; once for each STORE, in their order.")
-@click.option("--label-colors", metavar="#RRGGBB,...", help="Colours of the classes in the labels. [default: the model's]")
-@click.option("--ignored-colors", metavar="#RRGGBB,...", help="Colours that mean: no label.")
+@_label_options
 @click.option(
     "--pixels", type=int, help="Refine about so many pixels with each CRF, in tiles spread evenly. [default: all labelled]"
 )
@@ -494,7 +500,7 @@ def refine(store: Path, out: Path, **options: Any) -> int:
 @click.option("--threads", type=int, help="Threads of the CRF. [default: all cores]")
 @_report_options
 def search(pairs: tuple[Path, ...], **options: Any) -> None:
-    """Find the best CRF for scenes with labels: STORE is an output of segment --probabilities, LABELS a raster of the same pixels."""
+    """Find the best CRF for labelled scenes: STORE is an output of segment --probabilities, LABELS a raster or polygons of its ground."""
     from workflows import crf_search_report as told  # noqa: PLC0415
     from workflows.crf_search import find_processor, run  # noqa: PLC0415
     from workflows.keep_crf import check_target, keep_best  # noqa: PLC0415
@@ -691,9 +697,8 @@ def _crf_request(options: dict[str, Any]) -> CrfRequest:
 def _search_request(pairs: tuple[Path, ...], options: dict[str, Any]) -> Any:
     from workflows.crf_grid import AXES, CrfGrid  # noqa: PLC0415
     from workflows.crf_search import SearchRequest  # noqa: PLC0415
-    from workflows.labelled_store import LabelColors, pair_up  # noqa: PLC0415
+    from workflows.labelled_store import pair_up  # noqa: PLC0415
 
-    colors = {name: options[name] and tuple(options[name].split(",")) for name in ("label_colors", "ignored_colors")}
     return SearchRequest(
         sources=pair_up(pairs, scenes=options["scene"]),
         base=_crf_request({**options, "crf_preset": options["crf_preset"] or "v2"}),
@@ -701,28 +706,34 @@ def _search_request(pairs: tuple[Path, ...], options: dict[str, Any]) -> Any:
         n_rounds=options["rounds"],
         max_pixels=options["pixels"],
         trimap_px=options["trimap"],
-        colors=LabelColors(classes=colors["label_colors"], ignored=colors["ignored_colors"] or ()),
+        reading=_label_reading(options),
     )
 
 
 def _evaluate_request(paths: tuple[Path, ...], options: dict[str, Any]) -> Any:
     from workflows.evaluate import EvaluateRequest  # noqa: PLC0415
-    from workflows.evaluation_pairs import LabelReading, pair_up, parse_values  # noqa: PLC0415
+    from workflows.evaluation_pairs import pair_up  # noqa: PLC0415
     from workflows.evaluation_picture import map_room  # noqa: PLC0415
 
-    listed = {name: options[name] and tuple(options[name].split(",")) for name in ("classes", "label_colors", "ignored_colors")}
     return EvaluateRequest(
         pairs=pair_up(paths),
-        classes=listed["classes"],
-        reading=LabelReading(
-            colors=listed["label_colors"],
-            ignored_colors=listed["ignored_colors"] or (),
-            values=parse_values(options["values"]),
-            **{name: options[name] for name in ("nodata", "attribute", "layer", "outside", "all_touched", "reproject")},
-        ),
+        classes=options["classes"] and tuple(options["classes"].split(",")),
+        reading=_label_reading(options),
         trimap_px=options["trimap"],
         block_px=options["block"],
         map_px=None if options["png"] is None else map_room(len(paths) // 2),
+    )
+
+
+def _label_reading(options: dict[str, Any]) -> Any:
+    from workflows.label_reading import LabelReading, parse_values  # noqa: PLC0415
+
+    colors, ignored = (options[name] and tuple(options[name].split(",")) for name in ("label_colors", "ignored_colors"))
+    return LabelReading(
+        colors=colors,
+        ignored_colors=ignored or (),
+        values=parse_values(options["values"]),
+        **{name: options[name] for name in ("nodata", "attribute", "layer", "outside", "all_touched", "reproject")},
     )
 
 

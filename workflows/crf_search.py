@@ -26,7 +26,8 @@ from workflows.cluster import count_cores
 from workflows.confusion import SceneMetrics, count_confusion
 from workflows.crf_grid import AXES, CrfGrid
 from workflows.crf_request import CrfRequest, choose
-from workflows.labelled_store import LabelColors, LabelledStore, StoreAndLabels, open_labelled, read_labelled_tile
+from workflows.label_reading import LabelReading
+from workflows.labelled_store import LabelledStore, StoreAndLabels, open_labelled, read_labelled_tile
 from workflows.stored_run import open_stored
 from workflows.trimap import WIDEST_PX, TrimapCounts, count_trimap
 
@@ -60,7 +61,7 @@ class SearchRequest:
     """About so many pixels are refined with each CRF, in whole tiles spread evenly; None: all that have labels."""
     trimap_px: int = 4
     """Distance from a boundary within which the trimap accuracy is told, px, 1 to 32."""
-    colors: LabelColors = field(default_factory=LabelColors)
+    reading: LabelReading = field(default_factory=LabelReading)
     """What coloured labels mean."""
 
     def __post_init__(self) -> None:
@@ -166,12 +167,14 @@ def run(request: SearchRequest, on_progress: Progress | None = None, *, processo
     base, _ = choose(request.base, runs[0].model)
     grid, tried = request.grid, request.grid.specs(base)
     stores = [
-        open_labelled(stored, source.labels, request.colors, crf=base)
+        open_labelled(stored, source.labels, request.reading, crf=base)
         for stored, source in zip(runs, request.sources, strict=True)
     ]
     tiles = [(store, index) for store in stores for index in store.labelled_tiles()]
     if not tiles:
-        raise SourceError("no pixel of the labels has a class; a search needs labels: check --label-colors and --ignored-colors")
+        raise SourceError(
+            "no pixel of the labels has a class; a search needs labels: check --label-colors, --ignored-colors and --values"
+        )
     chosen, classes = _choose(tiles, request.max_pixels, tile_px=base.tile_px), tuple(one.name for one in runs[0].model.classes)
     measure = functools.partial(_measure, tiles=chosen, classes=classes, on_progress=on_progress, processor=processor)
     rows = measure([None, *tried])

@@ -27,7 +27,8 @@ from pipeline.window import tiling
 from workflows.confusion import SceneMetrics, Tally
 from workflows.evaluation_counts import CountSpec, Piece, SceneCounts, count_window, effective_block_px
 from workflows.evaluation_intervals import find_intervals, join_blocks
-from workflows.evaluation_pairs import LabelReading, OpenPair, find_classes
+from workflows.evaluation_pairs import OpenPair, find_classes
+from workflows.label_reading import LabelReading
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 
     from pipeline.window import Window
     from workflows.evaluation_intervals import Intervals
-    from workflows.evaluation_pairs import Classes, Pair
+    from workflows.evaluation_pairs import Pair
+    from workflows.label_reading import Classes
     from workflows.trimap import TrimapCounts
 
     Progress = Callable[[int, int], None]

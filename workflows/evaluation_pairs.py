@@ -10,16 +10,15 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from pipeline.errors import SourceError, SpecError
-from pipeline.scene import SceneSpec, open_scene
+from pipeline.errors import SpecError
 from pipeline.store import is_store, open_layout
 from workflows.evaluation_counts import WindowPixels
 from workflows.label_raster import open_raster
+from workflows.label_reading import NUMBERED, Classes
 from workflows.label_source import LabelSpec, open_labels
-from workflows.label_spec import IGNORE, IGNORED, POLYGON_SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +28,8 @@ if TYPE_CHECKING:
     from pipeline.network.spec import ClassSpec
     from pipeline.window import Window
     from workflows.label_raster import RasterLabels
+    from workflows.label_reading import LabelReading
     from workflows.label_source import LabelSource
-
-NUMBERED = tuple(map(str, range(IGNORED)))
-"""Names of all ids there can be, where nobody gives any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,67 +43,6 @@ class Pair:
 
     def __str__(self) -> str:
         return f"{self.prediction.name} against {self.labels.name}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelReading:
-    """What the values of label files mean; the fields are those of `LabelSpec`, one for all files."""
-
-    colors: tuple[str, ...] | None = None
-    """``#rrggbb`` of class 0, 1, ...; None: a raster with several bands has those of the prediction's classes."""
-    ignored_colors: tuple[str, ...] = ()
-    """``#rrggbb`` of pixels without a label."""
-    values: tuple[tuple[str, str], ...] = ()
-    """Value -> name of a class, or ``ignore``."""
-    nodata: int | None = None
-    """Number that means "no label"."""
-    attribute: str | None = None
-    """Column of polygons."""
-    layer: str | None = None
-    """Layer of a GeoPackage."""
-    outside: str = IGNORE
-    """What ground without a polygon is."""
-    all_touched: bool = False
-    """Whether polygons cover all pixels that they touch."""
-    reproject: bool = False
-    """Whether labels of another grid are brought to that of the prediction."""
-
-    def spec(self, path: Path, classes: Classes) -> LabelSpec:
-        """Return how the labels in ``path`` are read; SourceError where it is coloured, and SpecError where a class is named, unknown."""
-        self._check_names(classes)
-        written = {one.name: getattr(self, one.name) for one in fields(self)}
-        return LabelSpec(path=path, classes=classes.names, **(written | {"colors": self._colors(path, classes)}))
-
-    def _check_names(self, classes: Classes) -> None:
-        named = [name for name in (*(name for _, name in self.values), self.outside) if name not in (*classes.names, IGNORE)]
-        if named and classes.are_numbers:
-            raise SpecError(f"the class {named[0]!r} was named, and nobody says which id it has; give all names with --classes")
-
-    def _colors(self, path: Path, classes: Classes) -> tuple[str, ...] | None:
-        if self.colors is not None or self.values or path.suffix.lower() in POLYGON_SUFFIXES or is_store(path):
-            return self.colors
-        with open_scene(SceneSpec(uri=str(path))) as scene:
-            n_bands = scene.info.n_bands
-        if n_bands == 1 and not self.ignored_colors:
-            return None
-        if classes.colors is None:
-            raise SourceError(f"{path} has {n_bands} bands, so it is coloured; say what the colours are with --label-colors")
-        return classes.colors
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Classes:
-    """The classes that all predictions and labels of an evaluation are of."""
-
-    names: tuple[str, ...]
-    """Names of class 0, 1, ...."""
-    colors: tuple[str, ...] | None
-    """``#rrggbb`` of each; None: unknown."""
-
-    @property
-    def are_numbers(self) -> bool:
-        """Whether nobody gave names, so that only those that occur are told."""
-        return self.names == NUMBERED
 
 
 def find_classes(predictions: Sequence[Path], given: tuple[str, ...] | None) -> Classes:
@@ -147,17 +83,6 @@ def pair_up(paths: Sequence[Path]) -> tuple[Pair, ...]:
             f"{len(paths)} path{'s' * (len(paths) != 1)} given; predictions and labels come in pairs: PRED LABELS PRED LABELS"
         )
     return tuple(Pair(prediction=one, labels=other) for one, other in zip(paths[::2], paths[1::2], strict=True))
-
-
-def parse_values(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Return KEY=CLASS texts as pairs; a key may hold an ``=`` itself."""
-    pairs = tuple(text.rpartition("=")[::2] for text in texts)
-    wrong = [text for text, (key, name) in zip(texts, pairs, strict=True) if not key or not name]
-    if wrong:
-        raise SpecError(
-            f"--values {wrong[0]!r} was given; KEY=CLASS is expected, for example 3=water, residential=building or 0={IGNORE}"
-        )
-    return pairs
 
 
 class OpenPair:

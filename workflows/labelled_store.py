@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.classify import classify
 from pipeline.errors import SpecError
-from pipeline.scene import SceneSpec, open_scene
+from pipeline.scene import open_scene
 from pipeline.segment import BlockWindows, crf_lattice, recall
 from pipeline.store import read_labels as read_store_labels
 from pipeline.window import Window
-from workflows.label_source import IGNORED, LabelSpec, open_labels
+from workflows.label_reading import Classes
+from workflows.label_source import IGNORED, open_labels
 from workflows.refinement import refinement_of
 from workflows.trimap import distance_in
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
     from pipeline.crf.energy import CrfSpec
     from pipeline.grid import Lattice
-    from pipeline.network.spec import ClassSpec
     from pipeline.scene import Tile
+    from workflows.label_reading import LabelReading
     from workflows.prepare import Prepared
     from workflows.stored_run import StoredRun
 
@@ -44,19 +45,9 @@ class StoreAndLabels:
     store: Path
     """A finished output of `atrous segment --probabilities`."""
     labels: Path
-    """Label raster of the same pixels: class ids in one band (255: no label), or colours."""
+    """A raster of class ids (255: no label) or colours, or polygons."""
     scene: str | None = None
     """Where the scene is now; None: where it was."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabelColors:
-    """What the colours of label rasters mean."""
-
-    classes: tuple[str, ...] | None = None
-    """``#rrggbb`` of class 0, 1, ...; None: as the model draws them."""
-    ignored: tuple[str, ...] = ()
-    """``#rrggbb`` of pixels without a label."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -118,7 +109,7 @@ def pair_up(paths: Sequence[Path], *, scenes: Sequence[str] = ()) -> tuple[Store
     )
 
 
-def open_labelled(stored: StoredRun, labels_path: Path, colors: LabelColors, *, crf: CrfSpec) -> LabelledStore:
+def open_labelled(stored: StoredRun, labels_path: Path, reading: LabelReading, *, crf: CrfSpec) -> LabelledStore:
     """Read the labels of an earlier output.
 
     Raises
@@ -127,7 +118,10 @@ def open_labelled(stored: StoredRun, labels_path: Path, colors: LabelColors, *, 
         The labels cannot be read, hold something unknown, or are of another size than the store.
     """
     prepared = refinement_of(stored, crf)
-    spec = _label_spec(labels_path, colors, prepared.model.classes)
+    classes = prepared.model.classes
+    spec = reading.spec(
+        labels_path, Classes(names=tuple(one.name for one in classes), colors=tuple(one.color for one in classes))
+    )
     with open_labels(spec, shape=prepared.scene.shape, georef=prepared.scene.georef) as source:
         labels = source.read(Window.of_shape(source.shape))
     return LabelledStore(prepared=prepared, has_network_labels=stored.spec.crf is None, labels=labels)
@@ -165,20 +159,3 @@ def _network_labels(
     if store.has_network_labels and source is not None:
         return read_store_labels(Path(source), window)
     return classify(probabilities, valid)[0]
-
-
-def _label_spec(path: Path, colors: LabelColors, classes: tuple[ClassSpec, ...]) -> LabelSpec:
-    """Return how labels are read: a single band holds ids, others the colours of the model, where nobody gave colours."""
-    names = tuple(one.name for one in classes)
-    plain = LabelSpec(path=path, classes=names)
-    if colors.classes is None and (plain.is_polygons or _has_ids(path)):
-        return plain
-    written = colors.classes or tuple(one.color for one in classes)
-    return LabelSpec(path=path, classes=names, colors=written, ignored_colors=colors.ignored)
-
-
-def _has_ids(path: Path) -> bool:
-    if path.is_dir():
-        return True
-    with open_scene(SceneSpec(uri=str(path)), indices=True) as scene:
-        return scene.info.n_bands == 1

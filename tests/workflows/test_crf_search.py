@@ -23,7 +23,8 @@ from workflows.crf_grid import CrfGrid
 from workflows.crf_search import SearchRequest, run
 from workflows.crf_search_report import search_lines, search_to_dict, write_search_chart
 from workflows.keep_crf import check_target, keep_best
-from workflows.labelled_store import LabelColors, StoreAndLabels
+from workflows.label_reading import LabelReading
+from workflows.labelled_store import StoreAndLabels
 from workflows.refinement import Refinement
 
 HEIGHT, WIDTH = 70, 100
@@ -164,7 +165,15 @@ def test_labels_may_be_painted(store, truth, write, tmp_path, given):
     palette[:3] = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors]
     path = tmp_path / "painted.png"
     Image.fromarray(palette[truth]).save(path)
-    report = search((store, path), colors=LabelColors(classes=given or None, ignored=("#010203",)))
+    report = search((store, path), reading=LabelReading(colors=given or None, ignored_colors=("#010203",)))
+    assert report.rows == search((store, write(truth))).rows
+
+
+def test_numbers_may_mean_other_classes(store, truth, write, model):
+    names = [one.name for one in read_model_spec(model).classes]
+    shifted = np.where(truth == 255, 0, truth + 1).astype(np.uint8)
+    values = (("0", "ignore"), *((str(index + 1), name) for index, name in enumerate(names)))
+    report = search((store, write(shifted, "shifted.tif")), reading=LabelReading(values=values))
     assert report.rows == search((store, write(truth))).rows
 
 
@@ -188,7 +197,7 @@ def test_labels_without_a_label(store, write):
 
 def test_colours_that_are_not_one_per_class(store, write, truth):
     with pytest.raises(SpecError, match="2 label colours were given; there are 3 classes"):
-        search((store, write(truth)), colors=LabelColors(classes=COLORS[:2]))
+        search((store, write(truth)), reading=LabelReading(colors=COLORS[:2]))
 
 
 def test_stores_of_two_models(store, stored, scene, other_model, truth, write):

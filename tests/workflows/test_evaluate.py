@@ -23,9 +23,10 @@ from pipeline.window import Window
 from workflows import evaluate as job
 from workflows.confusion import count_confusion
 from workflows.evaluate import EvaluateRequest, Evaluation, plan_windows, run
-from workflows.evaluation_pairs import LabelReading, Pair, pair_up, parse_values
+from workflows.evaluation_pairs import Pair, pair_up
 from workflows.evaluation_picture import draw_evaluation, map_room, write_picture
 from workflows.evaluation_report import evaluation_lines, evaluation_to_dict
+from workflows.label_reading import LabelReading, parse_values
 from workflows.trimap import boundary_distance, count_trimap
 
 IGNORED = 255
@@ -189,6 +190,15 @@ def test_coloured_labels_have_the_colours_of_the_prediction_unless_others_are_gi
     other = evaluate(out, painted, reading=swapped).pooled.metrics.confusion
     assert other[0] == expected[1]
     assert other[1] == expected[0]
+
+
+def test_the_numbers_of_a_palette_are_ids(store, write, tmp_path):
+    picture = Image.fromarray(LABELS)
+    picture.putpalette([value for color in COLORS[:3] for value in bytes.fromhex(color[1:])] + [0] * 3 * 253)
+    picture.save(tmp_path / "labels.png")
+    out = store(PREDICTED)
+    expected = evaluate(out, write(LABELS, "labels.tif")).pooled.metrics.confusion
+    assert evaluate(out, tmp_path / "labels.png").pooled.metrics.confusion == expected
 
 
 def test_values_say_what_numbers_mean(store, write):

@@ -1,0 +1,93 @@
+"""What do the values of label files mean, said once for all of them?
+
+A command takes several files of labels and one set of options; which of these matter depends on each file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from pipeline.errors import SourceError, SpecError
+from pipeline.scene import SceneSpec, open_scene
+from pipeline.store import is_store
+from workflows.label_spec import IGNORE, IGNORED, POLYGON_SUFFIXES, LabelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+NUMBERED = tuple(map(str, range(IGNORED)))
+"""Names of all ids there can be, where nobody gives any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelReading:
+    """What the values of label files mean; the fields are those of `LabelSpec`, one for all files."""
+
+    colors: tuple[str, ...] | None = None
+    """``#rrggbb`` of class 0, 1, ...; None: a raster with several bands has those of the classes."""
+    ignored_colors: tuple[str, ...] = ()
+    """``#rrggbb`` of pixels without a label."""
+    values: tuple[tuple[str, str], ...] = ()
+    """Value -> name of a class, or ``ignore``."""
+    nodata: int | None = None
+    """Number that means "no label"."""
+    attribute: str | None = None
+    """Column of polygons."""
+    layer: str | None = None
+    """Layer of a GeoPackage."""
+    outside: str = IGNORE
+    """What ground without a polygon is."""
+    all_touched: bool = False
+    """Whether polygons cover all pixels that they touch."""
+    reproject: bool = False
+    """Whether labels of another grid are brought to that of the scene."""
+
+    def spec(self, path: Path, classes: Classes) -> LabelSpec:
+        """Return how the labels in ``path`` are read; SourceError where it is coloured, and SpecError where a class is named, unknown."""
+        self._check_names(classes)
+        written = {one.name: getattr(self, one.name) for one in fields(self)}
+        return LabelSpec(path=path, classes=classes.names, **(written | {"colors": self._colors(path, classes)}))
+
+    def _check_names(self, classes: Classes) -> None:
+        named = [name for name in (*(name for _, name in self.values), self.outside) if name not in (*classes.names, IGNORE)]
+        if named and classes.are_numbers:
+            raise SpecError(f"the class {named[0]!r} was named, and nobody says which id it has; give all names with --classes")
+
+    def _colors(self, path: Path, classes: Classes) -> tuple[str, ...] | None:
+        if self.colors is not None or self.values or path.suffix.lower() in POLYGON_SUFFIXES or is_store(path):
+            return self.colors
+        with open_scene(SceneSpec(uri=str(path)), indices=True) as scene:
+            n_bands = scene.info.n_bands
+        if n_bands == 1 and not self.ignored_colors:
+            return None
+        if classes.colors is None:
+            raise SourceError(f"{path} has {n_bands} bands, so it is coloured; say what the colours are with --label-colors")
+        return classes.colors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Classes:
+    """The classes that labels are of."""
+
+    names: tuple[str, ...]
+    """Names of class 0, 1, ...."""
+    colors: tuple[str, ...] | None
+    """``#rrggbb`` of each; None: unknown."""
+
+    @property
+    def are_numbers(self) -> bool:
+        """Whether nobody gave names, so that only those that occur are told."""
+        return self.names == NUMBERED
+
+
+def parse_values(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Return KEY=CLASS texts as pairs; a key may hold an ``=`` itself."""
+    pairs = tuple(text.rpartition("=")[::2] for text in texts)
+    wrong = [text for text, (key, name) in zip(texts, pairs, strict=True) if not key or not name]
+    if wrong:
+        raise SpecError(
+            f"--values {wrong[0]!r} was given; KEY=CLASS is expected, for example 3=water, residential=building or 0={IGNORE}"
+        )
+    return pairs
