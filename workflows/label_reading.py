@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import SourceError, SpecError
 from pipeline.scene import SceneSpec, open_scene
 from pipeline.store import is_store
-from workflows.label_spec import IGNORE, IGNORED, POLYGON_SUFFIXES, LabelSpec
+from workflows.label_spec import IGNORE, IGNORED, POLYGON_SUFFIXES, LabelSpec, LabelValues
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,27 +22,8 @@ NUMBERED = tuple(map(str, range(IGNORED)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelReading:
-    """What the values of label files mean; the fields are those of `LabelSpec`, one for all files."""
-
-    colors: tuple[str, ...] | None = None
-    """``#rrggbb`` of class 0, 1, ...; None: a raster with several bands has those of the classes."""
-    ignored_colors: tuple[str, ...] = ()
-    """``#rrggbb`` of pixels without a label."""
-    values: tuple[tuple[str, str], ...] = ()
-    """Value -> name of a class, or ``ignore``."""
-    nodata: int | None = None
-    """Number that means "no label"."""
-    attribute: str | None = None
-    """Column of polygons."""
-    layer: str | None = None
-    """Layer of a GeoPackage."""
-    outside: str = IGNORE
-    """What ground without a polygon is."""
-    all_touched: bool = False
-    """Whether polygons cover all pixels that they touch."""
-    reproject: bool = False
-    """Whether labels of another grid are brought to that of the scene."""
+class LabelReading(LabelValues):
+    """What the values of all label files mean; without ``colors``, a raster with several bands has those of the classes."""
 
     def spec(self, path: Path, classes: Classes) -> LabelSpec:
         """Return how the labels in ``path`` are read; SourceError where it is coloured, and SpecError where a class is named, unknown."""
@@ -51,7 +32,7 @@ class LabelReading:
         return LabelSpec(path=path, classes=classes.names, **(written | {"colors": self._colors(path, classes)}))
 
     def _check_names(self, classes: Classes) -> None:
-        named = [name for name in (*(name for _, name in self.values), self.outside) if name not in (*classes.names, IGNORE)]
+        named = [name for name in (*(name for _, name in self.pairs), self.outside) if name not in (*classes.names, IGNORE)]
         if named and classes.are_numbers:
             raise SpecError(f"the class {named[0]!r} was named, and nobody says which id it has; give all names with --classes")
 

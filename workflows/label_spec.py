@@ -31,22 +31,9 @@ POLYGON_SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".parquet", ".geoparqu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LabelSpec:
-    """Which file holds the labels of a scene, and what its values mean."""
+class LabelPlace:
+    """Where a file of labels has which class: what polygons say, and which grid they are brought to."""
 
-    path: Path
-    """A raster, an output of `atrous segment`, or polygons (`POLYGON_SUFFIXES`)."""
-    classes: tuple[str, ...]
-    """Names of class 0, 1, ..., at most 255."""
-    colors: tuple[str, ...] | None = None
-    """``#rrggbb`` of class 0, 1, ... where the raster is coloured; None: one band of numbers."""
-    ignored_colors: tuple[str, ...] = ()
-    """``#rrggbb`` of pixels without a label."""
-    values: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
-    """Value of the raster (a number, or ``#rrggbb``) or of the attribute -> name of a class, or ``ignore``; values that are not listed are
-    refused. Empty: numbers are ids, attributes are names or ids of classes. Stored as pairs."""
-    nodata: int | None = None
-    """Number in a raster that means "no label", in place of 255 and of what the raster itself says."""
     attribute: str | None = None
     """Column of the polygons. None: ``class``; and none is needed where polygons can be of one class only."""
     layer: str | None = None
@@ -58,9 +45,43 @@ class LabelSpec:
     reproject: bool = False
     """Whether labels of another CRS, transform or size are brought to the grid of the scene; otherwise they are refused."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelValues(LabelPlace):
+    """What the values of a file of labels mean."""
+
+    colors: tuple[str, ...] | None = None
+    """``#rrggbb`` of class 0, 1, ... where the raster is coloured; None: one band of numbers."""
+    ignored_colors: tuple[str, ...] = ()
+    """``#rrggbb`` of pixels without a label."""
+    values: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
+    """Value of the raster (a number, or ``#rrggbb``) or of the attribute -> name of a class, or ``ignore``; values that are not listed are
+    refused. Empty: numbers are ids, attributes are names or ids of classes. Stored as pairs."""
+    nodata: int | None = None
+    """Number in a raster that means "no label", in place of 255 and of what the raster itself says."""
+
     def __post_init__(self) -> None:
         pairs = self.values.items() if isinstance(self.values, Mapping) else self.values
         object.__setattr__(self, "values", tuple((str(value), str(name)) for value, name in pairs))
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """``values`` as pairs."""
+        assert isinstance(self.values, tuple)
+        return self.values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelSpec(LabelValues):
+    """Which file holds the labels of a scene, and what its values mean."""
+
+    path: Path
+    """A raster, an output of `atrous segment`, or polygons (`POLYGON_SUFFIXES`)."""
+    classes: tuple[str, ...]
+    """Names of class 0, 1, ..., at most 255."""
+
+    def __post_init__(self) -> None:
+        LabelValues.__post_init__(self)
         if not 1 <= len(self.classes) <= IGNORED or len(set(self.classes)) < len(self.classes) or IGNORE in self.classes:
             raise SpecError(
                 f"the classes {', '.join(self.classes)} were given; 1 to {IGNORED} names, each once, none of them {IGNORE!r}, are expected"
@@ -75,12 +96,6 @@ class LabelSpec:
         for setting, name in (("outside", self.outside), *((f"values.{value}", name) for value, name in self.pairs)):
             if name != IGNORE and name not in self.classes:
                 raise SpecError(f"{setting} is {name!r}; give one of {', '.join(self.classes)}, or {IGNORE!r} for no label")
-
-    @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """``values`` as pairs."""
-        assert isinstance(self.values, tuple)
-        return self.values
 
     @property
     def is_polygons(self) -> bool:

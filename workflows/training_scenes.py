@@ -11,7 +11,7 @@ Small files that only decode whole, such as PNG, are decoded once and kept (`wor
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -24,7 +24,7 @@ from pipeline.scene import SceneSpec, open_scene
 from pipeline.stretch import estimate_stretch
 from pipeline.window import Window
 from workflows.label_source import open_labels
-from workflows.label_spec import IGNORE, IGNORED, LabelSpec
+from workflows.label_spec import IGNORED, LabelPlace, LabelSpec
 from workflows.memory_scene import MemoryAllowance
 from workflows.mosaic import MosaicLabels, MosaicScene
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SceneEntry:
+class SceneEntry(LabelPlace):
     """One scene of the data: an image and its labels, whole or in parts."""
 
     image: Path
@@ -57,16 +57,6 @@ class SceneEntry:
     """Value of the image that means "no data", in place of what the file says."""
     label_nodata: int | None = None
     """Number in a label raster that means "no label", in place of 255 and of what the file says."""
-    attribute: str | None = None
-    """Column of the polygons that holds the class; None: ``class``."""
-    layer: str | None = None
-    """Layer of a GeoPackage; None: the only one."""
-    outside: str = IGNORE
-    """What ground without a polygon is: the name of a class, or ``ignore``."""
-    all_touched: bool = False
-    """Whether polygons cover all pixels that they touch; otherwise those whose centre they cover."""
-    reproject: bool = False
-    """Whether labels of another CRS, transform or size are brought to the grid of the image; otherwise they are refused."""
 
     def __post_init__(self) -> None:
         if self.mosaic is not None and (len(self.mosaic) != 2 or min(self.mosaic) < 1):
@@ -274,11 +264,7 @@ def _label_spec(entry: SceneEntry, path: Path, data: DataSpec) -> LabelSpec:
         ignored_colors=data.ignored_colors,
         values=data.values,
         nodata=entry.label_nodata,
-        attribute=entry.attribute,
-        layer=entry.layer,
-        outside=entry.outside,
-        all_touched=entry.all_touched,
-        reproject=entry.reproject,
+        **{one.name: getattr(entry, one.name) for one in fields(LabelPlace)},
     )
 
 
