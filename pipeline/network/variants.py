@@ -155,9 +155,11 @@ def _v3plus() -> tuple[Variant, ...]:
     # with a decoder is in no table; it has the decoder of Xception. How cells are aligned the paper does not say: by their centres.
     resnet = {**_V3PLUS, "separable": False, "entry_rate": "own", "multi_grid": (1, 2, 4)}
     xception = {**_V3PLUS, "backbone": "xception65"}
+    lite = {**_V3PLUS, "backbone": "efficientnet_lite0"}
     return (
         *(_named(f"deeplabv3plus-{name}", _on("v3+, tables 1 to 3", name), backbone=name, **resnet) for name in _RESNETS),
         _named("deeplabv3plus-mobilenet_v2", "v3+, section 3, on MobileNetV2", backbone="mobilenet_v2", **_V3PLUS),
+        _named("deeplabv3plus-efficientnet_lite0", "in no paper: v3+ on EfficientNet-Lite0", **lite),
         _named("deeplabv3plus-xception65", "v3+, table 5", **xception),
         _named("deeplabv3plus-xception65-os8", "v3+, table 5", **{**xception, "output_stride": 8}),
     )

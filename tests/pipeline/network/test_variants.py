@@ -60,8 +60,8 @@ def without_values(spec: NetworkSpec) -> DeepLab:
 # Names and hyperparameters
 
 
-def test_the_family_has_24_named_variants_each_found_by_its_name() -> None:
-    assert len(set(variant_names())) == len(variant_names()) == 24
+def test_the_family_has_25_named_variants_each_found_by_its_name() -> None:
+    assert len(set(variant_names())) == len(variant_names()) == 25
     assert all(variant(name).name == name for name in variant_names())
 
 
