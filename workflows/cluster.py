@@ -51,6 +51,9 @@ _SETTINGS: dict[str, Any] = {
     "distributed.scheduler.allowed-failures": 1,
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.scheduler.no-workers-timeout": "10 minutes",
+    # So long after a worker died, a cluster that is its own looks once whether there is another in its place, and ends the nanny for good
+    # where there is none: that worker has just died again, or starts slowly. Nannies go on starting workers instead.
+    "distributed.deploy.lost-worker-timeout": "365 days",
     # Results are tiny: spilling could only hide a leak.
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,

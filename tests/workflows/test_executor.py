@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,12 +34,19 @@ runs = itertools.count()
 @pytest.fixture(scope="module")
 def client():
     """Two worker processes with the settings of real runs, for all tests here."""
+    with connected_to(n_workers=2) as connected:
+        yield connected
+
+
+@contextmanager
+def connected_to(*, n_workers: int):
+    """Worker processes with the settings of real runs."""
     path = str(Path(__file__).parent)
     settings = {**cluster._SETTINGS, "distributed.nanny.pre-spawn-environ.PYTHONPATH": path}
     with (
         dask.config.set(settings),
         LocalCluster(
-            n_workers=2,
+            n_workers=n_workers,
             threads_per_worker=1,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
@@ -309,6 +317,16 @@ def test_where_most_blocks_kill_their_worker_they_are_tried_alone_before_any_new
         seen.extend(ended)
     assert all(isinstance(outcome, BlockFailure) for outcome in seen)
     assert len(calls(made)) < len(BLOCKS)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("subject", ["dask"], indirect=True)
+def test_a_worker_that_starts_slowly_after_it_died_is_not_given_up(subject, job):
+    made = job({(0, 0): ("die", 1)})
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "0 s"}), connected_to(n_workers=1) as connected:
+        subject._client = connected
+        assert all(isinstance(outcome, BlockReceipt) for outcome in run(subject, made).values())
 
 
 @pytest.mark.cluster
