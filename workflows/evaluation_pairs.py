@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from pipeline.errors import SpecError
@@ -69,7 +69,8 @@ def find_classes(predictions: Sequence[Path], given: tuple[str, ...] | None) -> 
         raise SpecError(
             f"{len(given)} classes were given, and {first} has {len(classes)}: {', '.join(_names(classes))}; leave out --classes"
         )
-    return Classes(names=given or _names(classes), colors=tuple(one.color for one in classes))
+    found = Classes.of(classes)
+    return replace(found, names=given) if given else found
 
 
 def _names(classes: tuple[ClassSpec, ...]) -> tuple[str, ...]:

@@ -5,17 +5,19 @@ A command takes several files of labels and one set of options; which of these m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SourceError, SpecError
 from pipeline.scene import SceneSpec, open_scene
 from pipeline.store import is_store
-from workflows.label_spec import IGNORE, IGNORED, POLYGON_SUFFIXES, LabelSpec, LabelValues
+from workflows.label_spec import IGNORE, IGNORED, LabelSpec, LabelValues
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from pipeline.network.spec import ClassSpec
 
 NUMBERED = tuple(map(str, range(IGNORED)))
 """Names of all ids there can be, where nobody gives any."""
@@ -29,23 +31,13 @@ class LabelReading(LabelValues):
         """Return how the labels in ``path`` are read; SourceError where it is coloured, and SpecError where a class is named, unknown."""
         self._check_names(classes)
         written = {one.name: getattr(self, one.name) for one in fields(self)}
-        return LabelSpec(path=path, classes=classes.names, **(written | {"colors": self._colors(path, classes)}))
+        spec = LabelSpec(path=path, classes=classes.names, **written)
+        return replace(spec, colors=_colors_of(spec, classes))
 
     def _check_names(self, classes: Classes) -> None:
         named = [name for name in (*(name for _, name in self.pairs), self.outside) if name not in (*classes.names, IGNORE)]
         if named and classes.are_numbers:
             raise SpecError(f"the class {named[0]!r} was named, and nobody says which id it has; give all names with --classes")
-
-    def _colors(self, path: Path, classes: Classes) -> tuple[str, ...] | None:
-        if self.colors is not None or self.values or path.suffix.lower() in POLYGON_SUFFIXES or is_store(path):
-            return self.colors
-        with open_scene(SceneSpec(uri=str(path)), indices=True) as scene:
-            n_bands = scene.info.n_bands
-        if n_bands == 1 and not self.ignored_colors:
-            return None
-        if classes.colors is None:
-            raise SourceError(f"{path} has {n_bands} bands, so it is coloured; say what the colours are with --label-colors")
-        return classes.colors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +48,11 @@ class Classes:
     """Names of class 0, 1, ...."""
     colors: tuple[str, ...] | None
     """``#rrggbb`` of each; None: unknown."""
+
+    @classmethod
+    def of(cls, classes: Sequence[ClassSpec]) -> Classes:
+        """Return those of a model or an output."""
+        return cls(names=tuple(one.name for one in classes), colors=tuple(one.color for one in classes))
 
     @property
     def are_numbers(self) -> bool:
@@ -72,3 +69,16 @@ def parse_values(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
             f"--values {wrong[0]!r} was given; KEY=CLASS is expected, for example 3=water, residential=building or 0={IGNORE}"
         )
     return pairs
+
+
+def _colors_of(spec: LabelSpec, classes: Classes) -> tuple[str, ...] | None:
+    """Return the colours of a file of labels: those of the classes, where it has several bands and nobody said what it holds."""
+    if spec.colors is not None or spec.pairs or spec.is_polygons or is_store(spec.path):
+        return spec.colors
+    with open_scene(SceneSpec(uri=str(spec.path)), indices=True) as scene:
+        n_bands = scene.info.n_bands
+    if n_bands == 1 and not spec.ignored_colors:
+        return None
+    if classes.colors is None:
+        raise SourceError(f"{spec.path} has {n_bands} bands, so it is coloured; say what the colours are with --label-colors")
+    return classes.colors

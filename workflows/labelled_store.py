@@ -118,10 +118,7 @@ def open_labelled(stored: StoredRun, labels_path: Path, reading: LabelReading, *
         The labels cannot be read, hold something unknown, or are of another size than the store.
     """
     prepared = refinement_of(stored, crf)
-    classes = prepared.model.classes
-    spec = reading.spec(
-        labels_path, Classes(names=tuple(one.name for one in classes), colors=tuple(one.color for one in classes))
-    )
+    spec = reading.spec(labels_path, Classes.of(prepared.model.classes))
     with open_labels(spec, shape=prepared.scene.shape, georef=prepared.scene.georef) as source:
         labels = source.read(Window.of_shape(source.shape))
     return LabelledStore(prepared=prepared, has_network_labels=stored.spec.crf is None, labels=labels)

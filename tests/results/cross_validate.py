@@ -108,12 +108,12 @@ def measure(name: str, model: Path, fold: tuple[str, ...], work: Path, *, crf: t
         for way, options in (("plain", ()), ("scales", SCALES)):
             out = work / (way if name == "short" else f"{name}-{way}") / f"{tile}.zarr"
             segment(model, tile, out, work, *options)
-            rows.append(count(name, model, tile, way, out, work))
+            rows.append(count(name, tile, way, out, work))
             if crf:
                 refined = out.with_name(f"{tile}-crf.zarr")
                 if not refined.exists():
                     atrous("crf", "refine", out, refined, *(word for value in crf for word in ("--crf-param", value)))
-                rows.append({**count(name, model, tile, f"{way}+crf", refined, work), "crf": list(crf)})
+                rows.append({**count(name, tile, f"{way}+crf", refined, work), "crf": list(crf)})
     return rows
 
 
@@ -140,7 +140,7 @@ def search(tiles: list[str], work: Path, n_pixels: int) -> tuple[str, ...]:
     return tuple(f"{axis}={value:g}" for axis, value in best)
 
 
-def count(name: str, model: Path, tile: str, way: str, out: Path, work: Path) -> dict[str, Any]:
+def count(name: str, tile: str, way: str, out: Path, work: Path) -> dict[str, Any]:
     """Return what was predicted, by true class."""
     labels = rasterio.open(work / f"{tile}-labels.tif").read(1)
     store = zarr.open_group(out, mode="r")["0/labels"]
