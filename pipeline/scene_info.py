@@ -149,6 +149,11 @@ class Tile:
     valid: NDArray[np.bool_]
     """(height, width) bool, False where the scene has no data."""
 
+    def crop(self, window: Window) -> Tile:
+        """Return a part of the tile as a copy, so that the rest can be given back."""
+        inside = window.relative_to(self.window).to_slices()
+        return Tile(window=window, pixels=self.pixels[:, *inside].copy(), valid=self.valid[inside].copy())
+
 
 class Scene(Protocol):
     """An open raster.

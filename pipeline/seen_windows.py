@@ -8,18 +8,28 @@ stride a window is small. Blocks come row by row, so one row of windows is what 
     =====================================   windows kept: the blocks below need them
     done   | now    | to do    to do
            ^ and these
+
+A block is read while the one before it computes. What that one will leave is promised meanwhile, so that its pixels are not read again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Iterable, Iterator
+
     from numpy.typing import NDArray
 
     Index = tuple[int, int]
+
+NO_SCORES = np.empty(0, np.float32)
+"""What is kept of a window that holds nodata only."""
 
 
 class SeenWindows:
@@ -30,7 +40,26 @@ class SeenWindows:
         self._held: dict[Index, NDArray[np.float32]] = {}
         self._uses: dict[Index, int] = {}
         self._n_bytes = 0
+        self._promised: Counter[Index] = Counter()
+        self._is_full = False
         self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def promised(self, indices: Iterable[Index]) -> Iterator[None]:
+        """Announce, for the time of a block, the windows that it will leave to later ones."""
+        promised = Counter(indices)
+        with self._lock:
+            self._promised += promised
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._promised -= promised
+
+    def expects(self, index: Index) -> bool:
+        """Tell whether the scores of a window are held or promised; they may still not be there when they are asked for."""
+        with self._lock:
+            return index in self._held or (index in self._promised and not self._is_full)
 
     def take(self, index: Index) -> NDArray[np.float32] | None:
         """Return the scores of the window ``index`` of the lattice, None where they are not held; the last use drops them."""
@@ -45,7 +74,10 @@ class SeenWindows:
     def keep(self, index: Index, scores: NDArray[np.float32], *, uses: int) -> None:
         """Hold the scores of a window for so many uses; where the limit is reached, what is held already stays."""
         with self._lock:
-            if uses < 1 or index in self._held or self._n_bytes + scores.nbytes > self._limit_bytes:
+            if uses < 1 or index in self._held:
+                return
+            if self._n_bytes + scores.nbytes > self._limit_bytes:
+                self._is_full = True
                 return
             self._held[index], self._uses[index] = scores, uses
             self._n_bytes += scores.nbytes

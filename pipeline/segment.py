@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -23,13 +24,13 @@ from pipeline.labels import dequantise, quantise
 from pipeline.network.cells import Cells
 from pipeline.normalise import normalise
 from pipeline.scene import Scene, Tile, read_reflected
-from pipeline.seen_windows import SeenWindows
+from pipeline.seen_windows import NO_SCORES, SeenWindows
 from pipeline.store import read_array
 from pipeline.window import Window, hull
 from pipeline.workplace import Workplace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -56,7 +57,8 @@ class BlockWindows:
     shared: dict[tuple[int, int], int]
     """Those of the network windows that blocks after this one need, too -> how many of them."""
     read: Window
-    """The hull of the network windows, which may reach past the scene; without them the same as ``predict``."""
+    """The hull of the network windows, which may reach past the scene; without them the same as ``predict``. A block reads all of it only
+    where no earlier block left anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,20 +89,23 @@ def segment_block(
     from pipeline.classify import classify  # noqa: PLC0415  (numba takes 60 MiB; who only plans or coordinates classifies nothing)
 
     workplace = workplace or Workplace()
-    clock = workplace.clock
+    clock, seen = workplace.clock, workplace.seen
     windows = locate(index, shape=scene.info.shape, spec=spec)
     with clock.stage("read"):
-        tile = read_reflected(scene, windows.read)
-    valid = tile.valid[windows.write.relative_to(windows.read).to_slices()]
+        tile = read_reflected(scene, _still_to_read(windows, spec, seen))
+    valid = tile.valid[windows.write.relative_to(tile.window).to_slices()]
     if not valid.any():
         return None
-    with workplace.computing():
-        with clock.stage("network" if engine else "recall"):
-            blended = (
-                predict(tile, windows, engine=engine, model=model, spec=spec, seen=workplace.seen)
-                if engine
-                else recall(tile, windows, spec=spec)
-            )
+    with seen.promised(windows.shared), workplace.computing():
+        if engine:
+            with clock.stage("read"):
+                known, tile = _remember(scene, tile, windows, spec, seen)
+            with clock.stage("network"):
+                blended = predict(tile, windows, engine=engine, model=model, spec=spec, seen=seen, known=known)
+            tile = tile.crop(windows.predict)  # what only the network needed is given back
+        else:
+            with clock.stage("recall"):
+                blended = recall(tile, windows, spec=spec)
         inside = windows.write.relative_to(windows.predict).to_slices()
         refined = blended[:, *inside]
         if spec.crf is not None:
@@ -130,7 +135,7 @@ def locate(index: tuple[int, int], *, shape: tuple[int, int], spec: SegmentSpec)
     )
 
 
-def predict(
+def predict(  # noqa: PLR0913
     tile: Tile,
     windows: BlockWindows,
     *,
@@ -138,29 +143,29 @@ def predict(
     model: ModelSpec,
     spec: SegmentSpec,
     seen: SeenWindows | None = None,
+    known: Mapping[tuple[int, int], NDArray[np.float32]] = MappingProxyType({}),
 ) -> NDArray[np.float32]:
-    """Run the network over all windows of a block and blend: (classes, height, width) float32 over ``windows.predict``.
+    """Run the network over the windows of a block and blend: (classes, height, width) float32 over ``windows.predict``.
 
-    What ``seen`` holds from an earlier block is not computed again.
+    Those that are ``known`` are not computed again, and ``tile`` need not cover them; what later blocks need is given to ``seen``.
     """
     lattice = network_lattice(windows.shape, spec)
     blender = Blender(windows.predict, lattice, n_classes=len(model.classes), blend=spec.grid.blend, cells=engine.cells)
     seen = seen or SeenWindows(0)
-    needed = [index for index in windows.network if _sees_data(tile, lattice.window(index))]
-    seen.pass_row(windows.network[0][0])
-    known = {index: seen.take(index) for index in needed}
 
     def load(index: tuple[int, int]) -> Callable[[], NDArray[np.float32]]:
         return lambda: normalise(tile, lattice.window(index), stretch=spec.stretch, model=model)
 
-    fresh = engine.scores(load(index) for index in needed if known[index] is None)
-    for index in needed:
-        scores = known[index]
+    empty = {index for index in windows.network if index not in known and not _sees_data(tile, lattice.window(index))}
+    fresh = engine.scores(load(index) for index in windows.network if index not in known and index not in empty)
+    for index in windows.network:
+        scores = known.get(index)
         if scores is None:
-            scores = next(fresh)
+            scores = NO_SCORES if index in empty else next(fresh)
             _check_finite(scores, lattice.window(index))
             seen.keep(index, scores, uses=windows.shared.get(index, 0))
-        blender.add(index, scores)
+        if scores.size:
+            blender.add(index, scores)
     return blender.result()
 
 
@@ -194,6 +199,8 @@ def refine(
     for index in windows.crf:
         core = lattice.window(index)
         read = _with_halo(core, crf, windows.shape)
+        kept = core.clip(windows.shape)
+        assert kept is not None
         inside = read.relative_to(tile.window).to_slices()
         marginals = refine_tile(
             blended[:, *read.relative_to(windows.predict).to_slices()],
@@ -201,12 +208,13 @@ def refine(
             tile.valid[inside],
             crf,
             offset_px=(read.row_off, read.col_off),
+            core=kept.relative_to(read),
             processor=processor,
         )
-        kept = core.intersect(windows.write)
-        assert kept is not None
-        onto = kept.relative_to(windows.write).to_slices()
-        refined[:, *onto] = marginals[:, *kept.relative_to(read).to_slices()]
+        written = kept.intersect(windows.write)
+        assert written is not None
+        onto = written.relative_to(windows.write).to_slices()
+        refined[:, *onto] = marginals[:, *written.relative_to(read).to_slices()]
     return refined
 
 
@@ -228,6 +236,23 @@ def network_lattice(shape: tuple[int, int], spec: SegmentSpec) -> Lattice:
 def crf_lattice(shape: tuple[int, int], crf: CrfSpec) -> Lattice:
     """Return the partition into CRF tiles of a scene of ``shape`` (height, width)."""
     return Lattice(shape=shape, size_px=crf.tile_px, step_px=crf.tile_px)
+
+
+def _still_to_read(windows: BlockWindows, spec: SegmentSpec, seen: SeenWindows) -> Window:
+    """Return the pixels that a block needs if all that earlier blocks leave is there when it computes."""
+    lattice = network_lattice(windows.shape, spec)
+    return hull([windows.predict, *(lattice.window(index) for index in windows.network if not seen.expects(index))])
+
+
+def _remember(
+    scene: Scene, tile: Tile, windows: BlockWindows, spec: SegmentSpec, seen: SeenWindows
+) -> tuple[dict[tuple[int, int], NDArray[np.float32]], Tile]:
+    """Return the scores that earlier blocks left, and the pixels of all other windows: read again where less was left than expected."""
+    lattice = network_lattice(windows.shape, spec)
+    seen.pass_row(windows.network[0][0])
+    known = {index: scores for index in windows.network if (scores := seen.take(index)) is not None}
+    is_enough = all(index in known or tile.window.contains(lattice.window(index)) for index in windows.network)
+    return known, tile if is_enough else read_reflected(scene, windows.read)
 
 
 def _check_finite(scores: NDArray[np.float32], window: Window) -> None:

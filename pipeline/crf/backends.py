@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.crf.energy import BackendName, CrfSpec
+    from pipeline.window import Window
 
 BackendChoice = Literal["auto", "cpu", "torch", "pydensecrf"]
 
@@ -26,6 +27,7 @@ class Backend(Protocol):
         spec: CrfSpec,
         *,
         offset_px: tuple[int, int] = (0, 0),
+        core: Window | None = None,
         threads: int = 1,
         device: str = "cpu",
     ) -> NDArray[np.float32]:
@@ -45,6 +47,8 @@ class Backend(Protocol):
             The energy. What is common to all backends (which bands guide, absent classes, certain tiles) was done before.
         offset_px
             (row, column) of the tile in its scene: all tiles of a scene share one lattice (``phase``).
+        core
+            The pixels that are kept, None: all. A backend need not bring the others up to date.
         threads
             At most so many compute at once; the result does not depend on it.
         device

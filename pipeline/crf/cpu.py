@@ -22,6 +22,7 @@ from pipeline.crf.lattice import N_CHUNKS, Lattice, embed, unembedded
 from pipeline.crf.norms import normalise_weights, smoothness_norm
 from pipeline.crf.smoothness import taps
 from pipeline.lanes import N_LANES
+from pipeline.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +62,7 @@ def refine(  # noqa: PLR0913
     spec: CrfSpec,
     *,
     offset_px: tuple[int, int] = (0, 0),
+    core: Window | None = None,
     threads: int = 1,
     device: str = "cpu",  # noqa: ARG001
 ) -> NDArray[np.float32]:
@@ -68,7 +70,9 @@ def refine(  # noqa: PLR0913
     if not valid.any():
         return probabilities
     with ThreadPoolExecutor(threads) as pool:
-        return _Tile(probabilities, guide, np.ascontiguousarray(valid), spec, offset_px, pool).refine()
+        return _Tile(probabilities, guide, np.ascontiguousarray(valid), spec, offset_px, pool).refine(
+            core or Window.of_shape(valid.shape)
+        )
 
 
 class _Tile:
@@ -104,20 +108,29 @@ class _Tile:
         )
         self._parts = list(pool.map(self._part, range(len(self._lattice.parts))))
 
-    def refine(self) -> NDArray[np.float32]:
-        """Run the steps and return the marginals."""
+    def refine(self, core: Window) -> NDArray[np.float32]:
+        """Run the steps and return the marginals: after the last one, nobody looks at pixels outside ``core``, and they stay behind."""
         height, width = self._valid.shape
         n_states = (height + 2 * self._rim) * (width + 2 * self._rim) * self._row
         before, after = np.zeros(n_states, np.float32), np.zeros(n_states, np.float32)
         splatted = np.zeros(self._lattice.n_rows * self._row, np.float32)
         sliced = np.empty(self._lattice.n_rows * self._row, np.int16)  # float16, which numba has no type for
-        for step in range(self._spec.n_steps + 1):
-            last = step == self._spec.n_steps
-            self._update(mean_field.Values(sliced, splatted, before, after), first=step == 0, last=last)
+        for step in self._steps(core):
+            self._update(mean_field.Values(sliced, splatted, before, after), step)
             before, after = after, before
-            if not last:
+            if not step.last:
                 self._blur(splatted, sliced)
         return self._marginals(before)
+
+    def _steps(self, core: Window) -> list[mean_field.Step]:
+        n_steps = self._spec.n_steps
+        moving = [*(Window.of_shape(self._valid.shape) for _ in range(n_steps)), core]
+        return [
+            mean_field.Step(
+                rows=(one.row_off, one.row_end), columns=(one.col_off, one.col_end), first=number == 0, last=number == n_steps
+            )
+            for number, one in enumerate(moving)
+        ]
 
     def _embed(self, guide: NDArray[np.float32], norm: NDArray[np.float32], offset_px: tuple[int, int]) -> Lattice:
         spec = self._spec
@@ -144,9 +157,9 @@ class _Tile:
         rests = np.zeros(len(unary) // self._row, np.uint8)
         return mean_field.PartPixels(*part.rows, part.vertex, part.weight, unary, rests, rests.copy())
 
-    def _update(self, values: mean_field.Values, *, first: bool, last: bool) -> None:
+    def _update(self, values: mean_field.Values, step: mean_field.Step) -> None:
         def work(i: int) -> None:
-            mean_field.update(self._parts[i], self._kernels, values, self._corners, self._groups, first, last)
+            mean_field.update(self._parts[i], self._kernels, values, step, self._corners, self._groups)
 
         self._each(work, len(self._parts))
 

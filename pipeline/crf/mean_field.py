@@ -95,6 +95,19 @@ class Values(NamedTuple):
     """The same, after it."""
 
 
+class Step(NamedTuple):
+    """Which pixels of a tile move in a step, and what there is and has to be beside their states."""
+
+    rows: tuple[int, int]
+    """First row, and the row after the last, of those that move."""
+    columns: tuple[int, int]
+    """The same of columns."""
+    first: bool
+    """There are no messages yet."""
+    last: bool
+    """Nobody needs the corners any more."""
+
+
 class Run(NamedTuple):
     """The pixels of a run of a row that move in this step."""
 
@@ -110,12 +123,11 @@ class Run(NamedTuple):
 
 @compiled
 def update(
-    part: PartPixels, kernels: Kernels, values: Values, corners: tuple[int, ...], groups: tuple[int, ...], first: bool, last: bool
+    part: PartPixels, kernels: Kernels, values: Values, step: Step, corners: tuple[int, ...], groups: tuple[int, ...]
 ) -> None:
-    """Move all pixels of a part that are not at rest by one step.
+    """Move the pixels of a part that the step moves and that are not at rest.
 
     One run of a row at a time, in short loops rather than one long one, so that the processor works on several pixels at once.
-    ``first``: there are no messages yet. ``last``: nobody needs the corners any more.
     """
     row = len(groups) * N_LANES
     width = kernels.valid.shape[1]
@@ -131,35 +143,43 @@ def update(
     for cell in range(0, width, PART_PX):
         stop = min(cell + PART_PX, width)
         for y in range(part.row_start, part.row_stop):
-            n, pixel = _active(part.rests, kernels.valid, y, cell, stop, pixel, run)
+            moving = step.columns if step.rows[0] <= y < step.rows[1] else (stop, stop)
+            n, pixel = _active(part.rests, kernels.valid, y, (cell, stop), moving, pixel, run)
             if n == 0:
                 continue
             start = y * pitch + cell * row
             norms = kernels.norm[y, cell:stop]
-            if first:
+            if step.first:
                 _score_alone(part.unary, run, n, groups)
             else:
                 _smooth_columns(values.before, start, pitch, (stop - cell + 2 * rim) * row, kernels.taps, run.smoothed)
                 _score(part, kernels, values.sliced, run, n, norms, corners, groups)
             _settle(part, kernels, values, start + rim * (pitch + row), run, n, norms, groups)
-            if not last:
+            if not step.last:
                 _splat(part.vertex, part.weight, values.splatted, run, n, corners, groups)
 
 
 @compiled
 def _active(
-    rests: NDArray[np.uint8], valid: NDArray[np.bool_], y: int, start: int, stop: int, pixel: int, run: Run
+    rests: NDArray[np.uint8],
+    valid: NDArray[np.bool_],
+    y: int,
+    columns: tuple[int, int],
+    moving: tuple[int, int],
+    pixel: int,
+    run: Run,
 ) -> tuple[int, int]:
-    """List the pixels of a run that are valid and not at rest; return (how many, the next pixel of the part)."""
+    """List the valid pixels of a run that move and are not at rest; return (how many, the next pixel of the part)."""
     n = 0
-    for x in range(start, stop):
+    for x in range(columns[0], columns[1]):
         if valid[y, x]:
-            rest = rests[pixel]
-            if rest:
-                rests[pixel] = rest - 1
-            else:
-                run.columns[n], run.pixels[n] = x - start, pixel
-                n += 1
+            if moving[0] <= x < moving[1]:
+                rest = rests[pixel]
+                if rest:
+                    rests[pixel] = rest - 1
+                else:
+                    run.columns[n], run.pixels[n] = x - columns[0], pixel
+                    n += 1
             pixel += 1
     return n, pixel
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.crf.energy import CrfSpec
+    from pipeline.window import Window
 
 _BYTES_PER_PIXEL = 310
 """The two lattices whatever the classes: features, offsets, weights, hash tables, neighbours. Measured on 700 x 700 px of imagery in three
@@ -50,6 +51,7 @@ def refine(  # noqa: PLR0913
     spec: CrfSpec,
     *,
     offset_px: tuple[int, int] = (0, 0),
+    core: Window | None = None,  # noqa: ARG001
     threads: int = 1,  # noqa: ARG001  # it knows one
     device: str = "cpu",  # noqa: ARG001
 ) -> NDArray[np.float32]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.crf.energy import CrfSpec
+    from pipeline.window import Window
 
 _LEAST = 1e-12
 """Smallest sum that is divided by: a pixel may have nothing of the classes that are kept."""
@@ -37,13 +38,14 @@ class Processor:
 ONE_THREAD = Processor()
 
 
-def refine_tile(
+def refine_tile(  # noqa: PLR0913
     probabilities: NDArray[np.float32],
     guide: NDArray[np.float32],
     valid: NDArray[np.bool_],
     spec: CrfSpec,
     *,
     offset_px: tuple[int, int] = (0, 0),
+    core: Window | None = None,
     processor: Processor = ONE_THREAD,
 ) -> NDArray[np.float32]:
     """Refine the probabilities of one tile with the backend of ``spec``.
@@ -60,6 +62,8 @@ def refine_tile(
         The energy, and what may be left out.
     offset_px
         (row, column) of the tile in its scene, so that all tiles share one lattice.
+    core
+        The pixels of the tile that are kept, None: all. What comes back for the others may be what they were some steps before.
     processor
         Threads and device; the result does not depend on threads.
 
@@ -79,6 +83,7 @@ def refine_tile(
         valid,
         spec if len(present) == n_classes else _energy_of(spec, present),
         offset_px=offset_px,
+        core=core,
         threads=processor.threads,
         device=processor.device,
     )

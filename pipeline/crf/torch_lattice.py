@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from pipeline.crf.energy import CrfSpec
     from pipeline.crf.torch_filter import Filter
+    from pipeline.window import Window
 
 _BYTES_PER_PIXEL = 100
 """Features, guide, tile numbers and masks."""
@@ -64,6 +65,7 @@ def refine(  # noqa: PLR0913
     spec: CrfSpec,
     *,
     offset_px: tuple[int, int] = (0, 0),
+    core: Window | None = None,  # noqa: ARG001
     threads: int = 1,  # noqa: ARG001  # torch has one setting for the whole process, which is not ours to change
     device: str = "cpu",
 ) -> NDArray[np.float32]:

@@ -225,6 +225,19 @@ def test_the_number_of_threads_changes_no_byte():
     np.testing.assert_array_equal(one, three)
 
 
+@pytest.mark.parametrize("stop_below", [0.0, 0.01])
+def test_what_is_kept_of_a_tile_is_the_same_whether_the_rest_is_brought_up_to_date_or_not(stop_below):
+    shape = (PART_PX + 60, PART_PX + 70)
+    spec = CrfSpec(**{**WIDE.to_dict(), "stop_below": stop_below})
+    tile = (scores(shape, 5, noise=False), imagery(shape), everywhere(shape), spec)
+    core = Window(row_off=21, col_off=33, height=PART_PX, width=101)
+    whole, kept = cpu.refine(*tile), cpu.refine(*tile, core=core)
+    inside = core.to_slices()
+    np.testing.assert_array_equal(kept[:, *inside], whole[:, *inside])
+    assert (kept != whole).any(), "or the halo took part in the last step"
+    np.testing.assert_allclose(kept.sum(axis=0), 1, atol=1e-5)
+
+
 def test_a_tile_far_out_in_a_scene_has_the_labels_of_the_scene():
     shape = (200, 300)
     spec = CrfSpec(theta_alpha=8.0, theta_beta=12.0, theta_gamma=1.0, n_steps=5)

@@ -12,6 +12,7 @@ from pipeline.crf.backends import backend, resolve
 from pipeline.crf.energy import CrfSpec
 from pipeline.crf.tile import Processor, refine_tile, tile_bytes
 from pipeline.errors import SpecError
+from pipeline.window import Window
 
 SPEC = CrfSpec(theta_alpha=4.0, theta_beta=10.0, theta_gamma=1.5, n_steps=3)
 SHAPE = (9, 14)
@@ -23,8 +24,8 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
-    def refine(self, probabilities, guide, valid, spec, *, offset_px=(0, 0), threads=1, device="cpu"):
-        self.calls.append((probabilities.copy(), guide.copy(), spec, offset_px, threads, device))
+    def refine(self, probabilities, guide, valid, spec, *, offset_px=(0, 0), core=None, threads=1, device="cpu"):
+        self.calls.append((probabilities.copy(), guide.copy(), spec, (offset_px, core), threads, device))
         return exact.refine(probabilities, guide, valid, spec)
 
     def tile_bytes(self, n_pixels, **_counts):
@@ -66,11 +67,13 @@ def with_rare(threshold, *, rare=(1, 3)):
 
 def test_by_default_the_backend_gets_the_tile_as_it_is(recorder):
     probabilities, guide = tile_of()
-    refined = refine_tile(probabilities, guide, holes(), SPEC, offset_px=(7, 9), processor=Processor(threads=3, device="cuda:1"))
-    ((given, seen, spec, offset, threads, device),) = recorder.calls
+    core = Window.of_shape((2, 3))
+    processor = Processor(threads=3, device="cuda:1")
+    refined = refine_tile(probabilities, guide, holes(), SPEC, offset_px=(7, 9), core=core, processor=processor)
+    ((given, seen, spec, place, threads, device),) = recorder.calls
     np.testing.assert_array_equal(given, probabilities)
     np.testing.assert_array_equal(seen, guide)
-    assert (spec, offset, threads, device) == (SPEC, (7, 9), 3, "cuda:1")
+    assert (spec, place, threads, device) == (SPEC, ((7, 9), core), 3, "cuda:1")
     np.testing.assert_array_equal(refined, exact.refine(probabilities, guide, holes(), SPEC))
 
 

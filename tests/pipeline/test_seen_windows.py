@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.seen_windows import SeenWindows
+from pipeline.seen_windows import NO_SCORES, SeenWindows
 
 ONE = np.ones((2, 4, 4), np.float32)
 
@@ -40,3 +40,36 @@ def test_rows_that_were_passed_make_room():
     assert seen.take((3, 0)) is ONE
     seen.keep((4, 0), ONE, uses=1)
     assert seen.take((4, 0)) is ONE
+
+
+def test_what_a_block_at_work_promises_is_expected_until_it_ends():
+    seen = SeenWindows(10 * ONE.nbytes)
+    with seen.promised([(0, 1), (0, 2)]):
+        assert seen.expects((0, 1))
+        assert not seen.expects((0, 3))
+        seen.keep((0, 1), ONE, uses=1)
+    assert seen.expects((0, 1)), "it is held"
+    assert not seen.expects((0, 2))
+
+
+def test_two_blocks_may_promise_the_same_window():
+    seen = SeenWindows(ONE.nbytes)
+    with seen.promised([(0, 1)]):
+        with seen.promised([(0, 1)]):
+            pass
+        assert seen.expects((0, 1))
+
+
+def test_promises_are_not_believed_once_one_could_not_be_kept():
+    seen = SeenWindows(ONE.nbytes)
+    seen.keep((0, 0), ONE, uses=1)
+    seen.keep((0, 1), ONE, uses=1)
+    with seen.promised([(0, 2)]):
+        assert not seen.expects((0, 2))
+    assert seen.expects((0, 0))
+
+
+def test_that_a_window_has_no_data_is_known_without_room():
+    seen = SeenWindows(0)
+    seen.keep((0, 0), NO_SCORES, uses=1)
+    assert seen.take((0, 0)) is NO_SCORES

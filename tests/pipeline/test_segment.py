@@ -335,6 +335,44 @@ def test_windows_kept_from_block_to_block_change_no_byte_and_save_work(model, en
         assert not seen._held, "the last block that needs a window drops it"
 
 
+class Reads:
+    """A scene that writes down what is read of it."""
+
+    def __init__(self, scene):
+        self.scene, self.info, self.windows = scene, scene.info, []
+
+    def read(self, window):
+        self.windows.append(window)
+        return self.scene.read(window)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_pixels_that_only_windows_of_an_earlier_block_need_are_not_read_again(model, engine, keeps):
+    spec = spec_of(block=64, crf=CRF)
+    first, second = (1, 0), (1, 1)
+    seen = SeenWindows(10**9 if keeps else 0)
+    workplace = Workplace(seen=seen)
+    segment_block(first, scene=scene_of(), engine=engine, model=model, spec=spec, workplace=workplace)
+    scene = Reads(scene_of())
+    segment_block(second, scene=scene, engine=engine, model=model, spec=spec, workplace=workplace)
+    windows = locate(second, shape=SHAPE, spec=spec)
+    assert (scene.windows == [windows.read.clip(SHAPE)]) == (not keeps)
+    assert scene.windows[0].contains(windows.predict)
+    assert scene.windows[0].n_pixels < windows.read.n_pixels
+
+
+@pytest.mark.parametrize("holes", [(), (np.s_[:, :70],)])
+def test_what_was_promised_and_never_came_is_read_after_all(model, engine, holes):
+    spec, index = spec_of(block=64, crf=CRF), (1, 1)
+    expected = segment_block(index, scene=scene_of(holes=holes), engine=engine, model=model, spec=spec)
+    seen, scene = SeenWindows(10**9), Reads(scene_of(holes=holes))
+    with seen.promised(locate((1, 0), shape=SHAPE, spec=spec).shared):
+        found = segment_block(index, scene=scene, engine=engine, model=model, spec=spec, workplace=Workplace(seen=seen))
+    assert found.probabilities.tobytes() == expected.probabilities.tobytes()
+    assert found.labels.tobytes() == expected.labels.tobytes()
+    assert len(scene.windows) == 2
+
+
 def test_windows_and_blocks_without_data_cost_nothing(model, engine):
     scene = scene_of(holes=[np.s_[:, :120]])
     spy = Spy(engine)
