@@ -5,7 +5,7 @@
     embed the pixels in the lattice -> normalise both kernels -> n_steps times: update the pixels, blur the vertices -> marginals
 
 The appearance kernel is pydensecrf's: the same lattice, blur and normalisation. The smoothness kernel is a short stencil on the pixel grid.
-Vertices are blurred in float16 and summed in float32. The answer does not depend on the number of threads.
+Vertices are blurred and states kept in float16, vertices summed in float32. The answer does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def tile_bytes(n_pixels: int, *, n_classes: int, n_bands: int) -> int:
     Exact but for the vertices: imagery has 1.2 of them a pixel at theta_beta 3 and 0.1 at 13, pure noise up to d + 1.
     """
     lanes, corners = -(-n_classes // N_LANES) * N_LANES, n_bands + 3
-    pixel = 4 * lanes + 2 * 4 * lanes + 8 * corners + 4 * n_classes  # log P, states before and after, corners, marginals
+    pixel = 2 * lanes + 2 * 2 * lanes + 8 * corners + 4 * n_classes  # log P, states before and after, corners, marginals
     vertex = (4 + 2) * lanes + 4 * corners + _LOOKUP_BYTES  # splatted and sliced, chains, keys and tables
     return int(n_pixels * (pixel + VERTICES_PER_PIXEL * vertex))
 
@@ -112,9 +112,9 @@ class _Tile:
         """Run the steps and return the marginals: after the last one, nobody looks at pixels outside ``core``, and they stay behind."""
         height, width = self._valid.shape
         n_states = (height + 2 * self._rim) * (width + 2 * self._rim) * self._row
-        before, after = np.zeros(n_states, np.float32), np.zeros(n_states, np.float32)
+        before, after = np.zeros(n_states, np.int16), np.zeros(n_states, np.int16)
         splatted = np.zeros(self._lattice.n_rows * self._row, np.float32)
-        sliced = np.empty(self._lattice.n_rows * self._row, np.int16)  # float16, which numba has no type for
+        sliced = np.empty(self._lattice.n_rows * self._row, np.int16)
         for step in self._steps(core):
             self._update(mean_field.Values(sliced, splatted, before, after), step)
             before, after = after, before
@@ -153,7 +153,9 @@ class _Tile:
         part = self._lattice.parts[index]
         rows = slice(*part.rows)
         log = np.log(np.clip(self._probabilities[:, rows], MIN_PROBABILITY, 1.0))
-        unary = mean_field.visit(np.ascontiguousarray(log, np.float32), self._valid[rows], self._row)
+        unary = mean_field.visit(
+            log.astype(np.float16).view(np.int16), self._valid[rows], self._row, mean_field.NO_CLASS.view(np.int16)
+        )
         rests = np.zeros(len(unary) // self._row, np.uint8)
         return mean_field.PartPixels(*part.rows, part.vertex, part.weight, unary, rests, rests.copy())
 
@@ -175,7 +177,7 @@ class _Tile:
             self._each(partial(_blur_chunk, sliced, runs, starts.tolist(), groups), N_CHUNKS)
         self._each(lambda i: mean_field.spread(sliced, *copies, chunks[i], chunks[i + 1], groups), N_CHUNKS)
 
-    def _marginals(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _marginals(self, states: NDArray[np.int16]) -> NDArray[np.float32]:
         refined = self._probabilities.copy()
         self._each(
             lambda i: mean_field.marginals(states, self._kernels, self._lattice.parts[i].rows, self._groups, refined),

@@ -12,6 +12,7 @@ neighbours cost nothing. Nothing depends on the number of threads.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
     Keys = NDArray[np.int64]
 
 PART_PX = 128
-"""Rows of a part, and columns of a cell, px: pixels are visited cell by cell, so that the vertices of neighbours stay in the cache."""
+"""At most so many rows has a part, and columns a cell, px: visited cell by cell, the vertices of neighbours stay in the cache."""
+_TOGETHER = 4
+"""There are so many parts or a multiple of it, so that few threads end together."""
 N_CHUNKS = 16
 """Into how many pieces the work on vertices is cut; more than there are threads, so that they end together."""
 
@@ -154,8 +157,11 @@ def unembedded(valid: NDArray[np.bool_]) -> Lattice:
 
 
 def _strips(height: int) -> list[tuple[int, int]]:
-    """Cut rows into parts: first row, and the row after the last, of each."""
-    return [(start, min(start + PART_PX, height)) for start in range(0, height, PART_PX)]
+    """Cut rows into parts of nearly one height: first row, and the row after the last, of each."""
+    wanted = -(-height // PART_PX)
+    n_parts = min(-(-wanted // _TOGETHER) * _TOGETHER, height)
+    bounds = [height * part // n_parts for part in range(n_parts + 1)]
+    return list(itertools.pairwise(bounds))
 
 
 def _scale(n_features: int, theta_px: float, theta: float) -> NDArray[np.float32]:

@@ -5,7 +5,8 @@ as wide as that kernel. In a step every pixel reads the smoothed states around i
 marginals, and adds the change of its state to its corners: slice, softmax and splat in one pass, so that rows and weights are loaded
 once. Weights are scaled beforehand, so that both kernels are normalised by the same factor.
 
-One row has all classes of a pixel or vertex, in groups of eight lanes; lanes without a class stay 0.
+One row has all classes of a pixel or vertex, in groups of eight lanes; lanes without a class stay 0. What goes through memory in every step
+is kept in float16, for which numba has no type: as int16.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
-NO_CLASS = -1e30
+NO_CLASS = np.float16(-60000)
 """Score of a lane without a class."""
 
 
@@ -55,8 +56,8 @@ class PartPixels(NamedTuple):
     """(pixels x corners,): rows of the corners."""
     weight: NDArray[np.float32]
     """(pixels x corners,): weights, normalised."""
-    unary: NDArray[np.float32]
-    """(pixels x lanes,): log P; far below 0 in lanes without a class."""
+    unary: NDArray[np.int16]
+    """(pixels x lanes,): log P in float16; far below 0 in lanes without a class."""
     rests: NDArray[np.uint8]
     """(pixels,): for how many more steps the pixel is left as it is."""
     calm: NDArray[np.uint8]
@@ -89,9 +90,9 @@ class Values(NamedTuple):
     """(rows x lanes,): blurred values at vertices and copies, in float16."""
     splatted: NDArray[np.float32]
     """(rows x lanes,): sums of weight times state, always up to date."""
-    before: NDArray[np.float32]
-    """((height + rim) x (width + rim) x lanes,): states before the step."""
-    after: NDArray[np.float32]
+    before: NDArray[np.int16]
+    """((height + rim) x (width + rim) x lanes,): states before the step, in float16."""
+    after: NDArray[np.int16]
     """The same, after it."""
 
 
@@ -185,23 +186,23 @@ def _active(
 
 
 @compiled
-def _smooth_columns(states: Floats, start: int, pitch: int, length: int, taps: Floats, smoothed: Floats) -> None:
+def _smooth_columns(states: NDArray[np.int16], start: int, pitch: int, length: int, taps: Floats, smoothed: Floats) -> None:
     """Sum a run of states and those above and below it."""
     for lane in range(0, length, N_LANES):
         at = start + lane
-        value = multiply(load(states, at), broadcast(taps[0]))
+        value = multiply(load_half(states, at), broadcast(taps[0]))
         for tap in range(1, len(taps)):
-            value = multiply_add(load(states, at + tap * pitch), broadcast(taps[tap]), value)
+            value = multiply_add(load_half(states, at + tap * pitch), broadcast(taps[tap]), value)
         store(smoothed, lane, value)
 
 
 @compiled
-def _score_alone(unary: Floats, run: Run, n: int, groups: tuple[int, ...]) -> None:
+def _score_alone(unary: NDArray[np.int16], run: Run, n: int, groups: tuple[int, ...]) -> None:
     """Score every class by its log P."""
     row = len(groups) * N_LANES
     for at in range(n):
         for lane in range(0, row, N_LANES):
-            store(run.scores, at * row + lane, load(unary, run.pixels[at] * row + lane))
+            store(run.scores, at * row + lane, load_half(unary, run.pixels[at] * row + lane))
 
 
 @compiled
@@ -234,20 +235,20 @@ def _score(
                 appearance = multiply_add(value, broadcast(part.weight[corner]), appearance)
             message = multiply_add(smoothness, to_smoothness, multiply(appearance, to_appearance))
             if len(kernels.costs) == 0:
-                message = add(message, load(part.unary, pixel * row + lane))
+                message = add(message, load_half(part.unary, pixel * row + lane))
             store(run.scores, at * row + lane, message)
     if len(kernels.costs):
         _apply_costs(kernels.costs, part.unary, run, n, row)
 
 
 @compiled
-def _apply_costs(costs: Floats, unary: Floats, run: Run, n: int, row: int) -> None:
+def _apply_costs(costs: Floats, unary: NDArray[np.int16], run: Run, n: int, row: int) -> None:
     """Turn messages into scores: log P less what the classes around cost."""
     messages = np.empty(row, np.float32)
     for at in range(n):
         messages[:] = run.scores[at * row : (at + 1) * row]
         for lane in range(0, row, N_LANES):
-            score = load(unary, run.pixels[at] * row + lane)
+            score = load_half(unary, run.pixels[at] * row + lane)
             for other in range(len(costs) // row):
                 score = subtract(score, multiply(load(costs, other * row + lane), broadcast(messages[other])))
             store(run.scores, at * row + lane, score)
@@ -266,32 +267,37 @@ def _settle(
 ) -> None:
     """Make the new states; leave their changes where the scores were, and let pixels rest whose change is small."""
     row = len(groups) * N_LANES
+    # within the loop, every look at a member could count references, atomically
+    rests, calm, before, after = part.rests, part.calm, values.before, values.after
+    all_scores, columns, pixels = run.scores, run.columns, run.pixels
+    rest_below, longest_rest = kernels.rest_below, kernels.longest_rest
     for at in range(n):
-        scores, here = at * row, start + run.columns[at] * row
-        best = load(run.scores, scores)
+        scores, here = at * row, start + columns[at] * row
+        best = load(all_scores, scores)
         for group in range(1, len(groups)):
-            best = maximum(best, load(run.scores, scores + group * N_LANES))
+            best = maximum(best, load(all_scores, scores + group * N_LANES))
         highest = broadcast(largest(best))
         sums = broadcast(float32(0.0))
         for group in range(len(groups)):
-            likelihood = exponential(subtract(load(run.scores, scores + group * N_LANES), highest))
-            store(run.scores, scores + group * N_LANES, likelihood)
+            likelihood = exponential(subtract(load(all_scores, scores + group * N_LANES), highest))
+            store(all_scores, scores + group * N_LANES, likelihood)
             sums = add(sums, likelihood)
-        factor = broadcast(norms[run.columns[at]] / total(sums))
+        factor = broadcast(norms[columns[at]] / total(sums))
         most = broadcast(float32(0.0))
         for group in range(len(groups)):
             lane = group * N_LANES
-            state = multiply(load(run.scores, scores + lane), factor)
-            change = subtract(state, load(values.before, here + lane))
+            store_half(after, here + lane, multiply(load(all_scores, scores + lane), factor))
+            # the change is that of what is kept, rounded, so that the corners always hold the sum of all states
+            change = subtract(load_half(after, here + lane), load_half(before, here + lane))
             most = maximum(most, magnitude(change))
-            store(values.after, here + lane, state)
-            store(run.scores, scores + lane, change)
-        pixel = run.pixels[at]
-        if largest(most) < kernels.rest_below:
-            part.calm[pixel] = min(part.calm[pixel] + np.uint8(1), kernels.longest_rest)
-            part.rests[pixel] = part.calm[pixel]
-        else:
-            part.calm[pixel] = 0
+            store(all_scores, scores + lane, change)
+        if rest_below > 0:
+            pixel = pixels[at]
+            if largest(most) < rest_below:
+                calm[pixel] = min(calm[pixel] + np.uint8(1), longest_rest)
+                rests[pixel] = calm[pixel]
+            else:
+                calm[pixel] = 0
 
 
 @compiled
@@ -355,10 +361,10 @@ def spread(
 
 
 @compiled
-def visit(log: Floats, valid: NDArray[np.bool_], row: int) -> Floats:
-    """Return log P of a part's valid pixels in the order in which they are visited: (pixels x lanes,)."""
+def visit(log: NDArray[np.int16], valid: NDArray[np.bool_], row: int, no_class: np.int16) -> NDArray[np.int16]:
+    """Return log P of a part's valid pixels in the order in which they are visited: (pixels x lanes,); all in float16."""
     n_classes, height, width = log.shape
-    unary = np.empty(valid.sum() * row, np.float32)
+    unary = np.empty(valid.sum() * row, np.int16)
     pixel = 0
     for cell in range(0, width, PART_PX):
         for y in range(height):
@@ -366,23 +372,32 @@ def visit(log: Floats, valid: NDArray[np.bool_], row: int) -> Floats:
                 if valid[y, x]:
                     for k in range(n_classes):
                         unary[pixel + k] = log[k, y, x]
-                    unary[pixel + n_classes : pixel + row] = float32(NO_CLASS)
+                    unary[pixel + n_classes : pixel + row] = no_class
                     pixel += row
     return unary
 
 
 @compiled
-def marginals(states: Floats, kernels: Kernels, rows: tuple[int, int], groups: tuple[int, ...], refined: Floats) -> None:
+def marginals(
+    states: NDArray[np.int16], kernels: Kernels, rows: tuple[int, int], groups: tuple[int, ...], refined: Floats
+) -> None:
     """Write the marginals of the valid pixels of some rows into ``refined``, (classes, height, width)."""
     row = len(groups) * N_LANES
     width = kernels.valid.shape[1]
     rim = len(kernels.taps) // 2
+    state = np.empty(row, np.float32)
     for y in range(rows[0], rows[1]):
         start = ((y + rim) * (width + 2 * rim) + rim) * row
-        for k in range(refined.shape[0]):
-            for x in range(width):
-                if kernels.valid[y, x]:
-                    refined[k, y, x] = states[start + x * row + k] / kernels.norm[y, x]
+        for x in range(width):
+            if kernels.valid[y, x]:
+                sums = broadcast(float32(0.0))
+                for lane in range(0, row, N_LANES):
+                    values = load_half(states, start + x * row + lane)
+                    store(state, lane, values)
+                    sums = add(sums, values)
+                whole = total(sums)
+                for k in range(refined.shape[0]):
+                    refined[k, y, x] = state[k] / whole
 
 
 @compiled

@@ -181,14 +181,14 @@ def test_permuting_the_classes_permutes_the_answer():
     order = np.random.default_rng(0).permutation(11)
     straight = cpu.refine(probabilities, guide, everywhere(shape), WIDE)
     permuted = cpu.refine(np.ascontiguousarray(probabilities[order]), guide, everywhere(shape), WIDE)
-    np.testing.assert_allclose(permuted, straight[order], atol=1e-4)
+    np.testing.assert_allclose(permuted, straight[order], atol=1e-3)
 
 
 def test_without_weights_nothing_happens():
     shape = (33, 40)
     probabilities, guide = scores(shape, 5, noise=True), imagery(shape)
     refined = cpu.refine(probabilities, guide, everywhere(shape), CrfSpec(w_appearance=0.0, w_smoothness=0.0))
-    np.testing.assert_allclose(refined, probabilities, atol=1e-5)
+    np.testing.assert_allclose(refined, probabilities, atol=5e-4)  # log P is kept in float16
 
 
 @pytest.mark.parametrize("weight", ["w_appearance", "w_smoothness"])
