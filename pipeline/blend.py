@@ -117,7 +117,7 @@ def check_grid(grid: GridSpec, *, output_stride: int, margin_px: int | None, ali
     output_stride
         Of the network. Windows start at multiples of it, or else the network samples each window on another phase.
     margin_px
-        How far a pixel of the network sees, px; None with image-level pooling, where it sees the whole window.
+        How far a pixel of the network sees, px, for the blend ``exact``; None with image-level pooling, where it sees the whole window.
     alignment
         Where the network's cells lie; with ``corner`` a window may also end just on its last cell, one pixel past a multiple.
     """

@@ -124,8 +124,8 @@ def coverage(shape: tuple[int, int], *, window_px: int, overlap_px: int) -> floa
 
 
 def _overlap(request: GridRequest, network: NetworkSpec, multiscale: MultiScaleSpec, *, unit: int) -> int:
-    margin = margin_px(network, multiscale)
-    wanted = 2 * margin if request.blend == "exact" and margin is not None else OVERLAP_PX
+    margin = margin_px(network, multiscale) if request.blend == "exact" else None
+    wanted = OVERLAP_PX if margin is None else 2 * margin
     return math.ceil(wanted / unit) * unit
 
 

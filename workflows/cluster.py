@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -23,12 +24,14 @@ from psutil import virtual_memory
 
 from pipeline.errors import ClusterLostError, MissingDependencyError, PipelineError, SpecError
 from pipeline.memory import BLOCKS_AT_ONCE, UNKNOWN_BYTES
+from workflows.choose_grid import LARGEST_BLOCK_PX
 from workflows.dask_executor import DaskExecutor, register
 from workflows.events import ignore
 from workflows.executor import Executor, SerialExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
 
     from workflows.events import Listener
 
@@ -161,9 +164,55 @@ def is_serial(spec: ClusterSpec, *, n_blocks: int) -> bool:
     return spec.scheduler is None and (spec.cluster == "serial" or (spec.cluster == "local" and n_blocks <= 1))
 
 
+class EarlyWorkers:
+    """Workers on this machine that start while their job is still being planned: importing their libraries takes them two seconds.
+
+    They are those that a large job would get (`share_here`); a plan that wants others does without.
+    """
+
+    def __init__(self, spec: ClusterSpec) -> None:
+        n_workers, threads, usable = share_here(spec)
+        self._staffing = Staffing(n_workers=n_workers, threads=threads, limit_bytes=usable // n_workers)
+        self._pool = ThreadPoolExecutor(1)
+        self._cluster: Future[LocalCluster] | None = self._pool.submit(self._begin, spec)
+
+    def _begin(self, spec: ClusterSpec) -> LocalCluster:
+        with dask.config.set(_SETTINGS):
+            return _start(spec, self._staffing)
+
+    def take(self, staffing: Staffing) -> LocalCluster | None:
+        """Return the cluster, which the caller closes; None where the plan wants another one, or it did not start."""
+        if self._cluster is None or self._staffing.n_workers != staffing.n_workers:
+            return None
+        begun, self._cluster = self._cluster, None
+        return None if begun.exception() else begun.result()
+
+    def close(self) -> None:
+        """End the workers that nobody took."""
+        if self._cluster is not None and not self._cluster.exception():
+            _close(self._cluster.result())
+        self._pool.shutdown()
+
+
+@contextmanager
+def started_early(spec: ClusterSpec, *, n_pixels: int) -> Iterator[EarlyWorkers | None]:
+    """Start the workers of a large job before its plan is made; None where it has a cluster of others, or is small."""
+    if spec.cluster != "local" or spec.scheduler is not None or n_pixels <= LARGEST_BLOCK_PX**2:
+        yield None
+        return
+    with closing(EarlyWorkers(spec)) as early:
+        yield early
+
+
 @contextmanager
 def executor_for(
-    spec: ClusterSpec, staffing: Staffing, *, n_blocks: int, silent: bool = False, listen: Listener = ignore
+    spec: ClusterSpec,
+    staffing: Staffing,
+    *,
+    n_blocks: int,
+    silent: bool = False,
+    listen: Listener = ignore,
+    early: EarlyWorkers | None = None,
 ) -> Iterator[Executor]:
     """Start (or connect to) the workers, yield the executor over them, and shut down what was started.
 
@@ -177,6 +226,8 @@ def executor_for(
         Whether a healthy worker can miss heartbeats for minutes, and is waited for.
     listen
         Hears of workers that are left out or restarted.
+    early
+        Workers that have been started for this job already.
 
     Raises
     ------
@@ -186,14 +237,41 @@ def executor_for(
     if is_serial(spec, n_blocks=n_blocks):
         yield SerialExecutor()
         return
+    begun = early.take(staffing) if early and not silent else None
     with dask.config.set({**_SETTINGS, **(_SILENT_SETTINGS if silent else {})}):
         if spec.scheduler is not None:
             with _connect(spec.scheduler) as client, _losses(client):
                 yield DaskExecutor(client, listen=listen, timeout_s=spec.block_timeout_s, foreign=True)
             return
-        with _start(spec, staffing) as cluster, Client(cluster) as client:
+        with _closing(begun or _start(spec, staffing)) as cluster, Client(cluster) as client:
             register(client, _LeaveInterruptToClient())
             yield DaskExecutor(client, listen=listen, timeout_s=spec.block_timeout_s)
+
+
+@contextmanager
+def _closing(cluster: Any) -> Iterator[Any]:
+    try:
+        yield cluster
+    finally:
+        _close(cluster)
+
+
+def _close(cluster: Any) -> None:
+    """End the processes of a cluster of ours.
+
+    What they wrote is durable, and what they were writing counts for nothing: left to end by themselves, they would take a second to give
+    back memory piece by piece.
+    """
+    with suppress(Exception), Client(cluster) as client:
+        client.run(_end_for_good, nanny=True, on_error="ignore")
+    cluster.close()
+
+
+def _end_for_good(dask_worker: Any) -> None:
+    """Run on a nanny: end its worker, and start no other."""
+    dask_worker.auto_restart = False
+    if dask_worker.pid:
+        os.kill(dask_worker.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -268,6 +346,7 @@ def _start(spec: ClusterSpec, staffing: Staffing) -> Any:
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
         silence_logs="CRITICAL",
+        preload="workflows.dask_executor",  # takes a second, which the plan takes meanwhile
         scheduler_kwargs={"extensions": {**DEFAULT_EXTENSIONS, "spans": _FlatSpans}},
     )
 

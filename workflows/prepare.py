@@ -209,7 +209,8 @@ def _with_grids(first: SegmentSpec, others: Iterator[GridSpec]) -> Iterator[Segm
 
 
 def _check_grid(grid: GridSpec, network: NetworkSpec, multiscale: MultiScaleSpec) -> None:
-    check_grid(grid, output_stride=network.output_stride, margin_px=margin_px(network, multiscale), alignment=network.alignment)
+    margin = margin_px(network, multiscale) if grid.blend == "exact" else None
+    check_grid(grid, output_stride=network.output_stride, margin_px=margin, alignment=network.alignment)
     check_scales(
         multiscale,
         window_px=grid.window_px,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from pipeline.staging import needs_staging, stage
 from pipeline.store import create_store, is_store, remove_partials, remove_store
 from workflows.breaker import Breaker
 from workflows.choose_grid import GridRequest
-from workflows.cluster import WORKER_TTL_HINT, ClusterSpec, executor_for, wait_for_scheduler
+from workflows.cluster import WORKER_TTL_HINT, ClusterSpec, executor_for, started_early, wait_for_scheduler
 from workflows.events import BlockFailure, Listener, Measuring, Notice, RunStarted, Staging, ignore
 from workflows.failures import write_failures
 from workflows.fingerprint import hard_fields, soft_fields
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
     from pipeline.store_layout import StoreLayout
     from pipeline.window import Window
+    from workflows.cluster import EarlyWorkers
     from workflows.events import Outcome
     from workflows.executor import Executor
     from workflows.ledger import Ledger
@@ -121,8 +122,16 @@ class Summary:
 
 def segment(request: Request, out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
     """Segment a scene; an output that the same request made is resumed."""
-    fits = fits_here(execution.cluster, execution.engine)
-    return _run(prepare(_as_begun(request, RunPaths(out=out), execution), fits=fits), RunPaths(out=out), execution, listen)
+    fits, paths = fits_here(execution.cluster, execution.engine), RunPaths(out=out)
+    with started_early(execution.cluster, n_pixels=_count_pixels(SceneSpec(uri=request.scene))) as early:
+        return _run(prepare(_as_begun(request, paths, execution), fits=fits), paths, execution, listen, early)
+
+
+def _count_pixels(spec: SceneSpec) -> int:
+    """Return the pixels of a scene; 0 where it does not open, which whoever reads it will say."""
+    with suppress(PipelineError), open_scene(spec) as scene:
+        return scene.info.height * scene.info.width
+    return 0
 
 
 def _as_begun(request: Request, paths: RunPaths, execution: Execution) -> Request:
@@ -146,22 +155,28 @@ def resume(out: Path, execution: Execution, listen: Listener = ignore) -> Summar
     with passing_while_locked(paths):
         spec = SegmentSpec.from_dict(read_record(paths).spec)
     prepared = reopen(spec) if spec.probabilities_from is None else reopen_refinement(spec)
-    return _run(prepared, paths, execution, listen)
+    with started_early(execution.cluster, n_pixels=prepared.scene.height * prepared.scene.width) as early:
+        return _run(prepared, paths, execution, listen, early)
 
 
-def _run(prepared: Prepared, paths: RunPaths, execution: Execution, listen: Listener) -> Summary:
+def _run(
+    prepared: Prepared, paths: RunPaths, execution: Execution, listen: Listener, early: EarlyWorkers | None = None
+) -> Summary:
     paths = RunPaths(out=paths.out.absolute())
     with passing_while_locked(paths):
         _check_destination(paths, overwrite=execution.overwrite)
     make_plan(prepared, execution.cluster, execution.engine)
     with locked(paths):
-        return _Run(prepared, paths, execution, listen).go()
+        return _Run(prepared, paths, execution, listen, early).go()
 
 
 class _Run:
     """One call on one output, with the lock held."""
 
-    def __init__(self, prepared: Prepared, paths: RunPaths, execution: Execution, listen: Listener) -> None:
+    def __init__(
+        self, prepared: Prepared, paths: RunPaths, execution: Execution, listen: Listener, early: EarlyWorkers | None
+    ) -> None:
+        self._early = early
         self._prepared = prepared
         self._paths = paths
         self._execution = execution
@@ -269,7 +284,7 @@ class _Run:
             while True:
                 try:
                     with executor_for(
-                        execution.cluster, plan.staffing, n_blocks=n_left, silent=silent, listen=self._listen
+                        execution.cluster, plan.staffing, n_blocks=n_left, silent=silent, listen=self._listen, early=self._early
                     ) as executor:
                         self._announce_start(executor, plan)
                         self._do_blocks(executor, job, journal, stop)

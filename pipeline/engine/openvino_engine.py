@@ -16,7 +16,6 @@ import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,11 +26,13 @@ from pipeline.durable_file import replace_durably
 from pipeline.errors import MissingDependencyError, SpecError, StoreError
 from pipeline.network.fold import fold_batch_norm
 from pipeline.ordered import map_ahead
+from pipeline.user_cache import cache_folder
 
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # to Python: there is none
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -147,7 +148,7 @@ class _Scores(nn.Module):
 def _converted(core: Any, network: MultiScale, shape: tuple[int, int, int, int], cache_key: str | None) -> Any:
     """Return the network as an OpenVINO model, from the cache where it is there and whole."""
     example = _example_shape(network, shape)
-    folder = _cache_folder()
+    folder = cache_folder("openvino")
     name = None if cache_key is None or folder is None else _cache_name(cache_key, example)
     if folder is not None and name is not None and (cached := _read_cached(core, folder / name)) is not None:
         return cached
@@ -181,16 +182,6 @@ def _convert(network: MultiScale, example_shape: tuple[int, int, int, int]) -> A
         frontend = FrontEndManager().load_by_framework("pytorch")
         decoder = TorchScriptPythonDecoder(traced, example_input=example)  # must outlive the conversion
         return frontend.convert(frontend.load(decoder))
-
-
-def _cache_folder() -> Path | None:
-    """Return where conversions are kept: ``$XDG_CACHE_HOME/atrous``; None where that cannot be made."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atrous" / "openvino"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder
 
 
 def _cache_name(key: str, example_shape: tuple[int, ...]) -> str:

@@ -1,10 +1,18 @@
-"""What does a network cost? Parameters, memory and operations, counted on meta tensors before anything is loaded."""
+"""What does a network cost? Parameters, memory and operations, counted on meta tensors before anything is loaded.
+
+The first operation on a meta tensor makes torch import its symbolic algebra, which takes a second: so the memory of a network is kept for
+the next process, under a name that changes with the network, the code that builds it, and torch.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import weakref
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,15 +20,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.durable_file import replace_durably
+from pipeline.errors import StoreError
 from pipeline.network.deeplab import build_network
-from pipeline.network.multiscale import MultiScale
+from pipeline.network.multiscale import MultiScale, unit_px
 from pipeline.network.spec import MultiScaleSpec
+from pipeline.user_cache import cache_folder
 
 if TYPE_CHECKING:
     from pipeline.network.spec import NetworkSpec
 
 
-@cache
+_SAMPLE_PX = 512
+"""Beyond windows of this side, memory is taken as proportional to their pixels: it is to within 0.1 per mille."""
+
+
 def peak_activation_bytes(spec: NetworkSpec, *, window_px: int, multiscale: MultiScaleSpec | None = None) -> int:
     """Return the largest sum of tensors alive at once in one forward pass over one window in float32, bytes.
 
@@ -33,6 +47,36 @@ def peak_activation_bytes(spec: NetworkSpec, *, window_px: int, multiscale: Mult
     multiscale
         The scales that it is run at; None: as it is.
     """
+    scales = multiscale or MultiScaleSpec()
+    unit = unit_px(scales, spec.output_stride)
+    beyond = int(spec.alignment == "corner")  # such networks have sides of one pixel more
+    sample_px = min(window_px, max(_SAMPLE_PX // unit, 1) * unit + beyond)
+    return round(_kept_peak(spec, sample_px, scales) * (window_px / sample_px) ** 2)
+
+
+@cache
+def _kept_peak(spec: NetworkSpec, window_px: int, multiscale: MultiScaleSpec) -> int:
+    """Return the peak of one window, as counted by an earlier process or now."""
+    folder = cache_folder("footprints")
+    text = json.dumps([spec.to_dict(), window_px, multiscale.to_dict(), torch.__version__, _code_digest()], sort_keys=True)
+    path = folder / hashlib.sha256(text.encode()).hexdigest()[:32] if folder is not None else None
+    if path is not None:
+        with contextlib.suppress(OSError, ValueError):
+            return int(path.read_text())
+    peak_bytes = _count_peak(spec, window_px, multiscale)
+    if path is not None:
+        with contextlib.suppress(OSError, StoreError):
+            replace_durably(path, str(peak_bytes).encode())
+    return peak_bytes
+
+
+def _code_digest() -> str:
+    """Return the digest of the modules that build networks."""
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))).hexdigest()
+
+
+def _count_peak(spec: NetworkSpec, window_px: int, multiscale: MultiScaleSpec) -> int:
     network, window = _without_values(spec, window_px, multiscale)
     with torch.no_grad(), _PeakBytes() as peak:
         network(window)

@@ -15,7 +15,7 @@ from distributed.comm import CommClosedError
 from pipeline.errors import ClusterLostError, MissingDependencyError, SpecError
 from pipeline.memory import UNKNOWN_BYTES
 from workflows import cluster
-from workflows.cluster import ClusterSpec, Staffing, executor_for, is_serial, staff
+from workflows.cluster import ClusterSpec, Staffing, executor_for, is_serial, staff, started_early
 from workflows.executor import SerialExecutor
 
 GIB = 2**30
@@ -220,3 +220,70 @@ def test_workers_that_are_not_there_yet_have_an_unknown_limit(monkeypatch):
     monkeypatch.setattr(cluster, "_connect", lambda _scheduler: nullcontext(client))
     found = cluster.staff_of_cluster(ClusterSpec(scheduler="tcp://host:1"), "tcp://host:1")
     assert (found.n_workers, found.threads, found.limit_bytes) == (1, 1, UNKNOWN_BYTES)
+
+
+# --- workers that start while the job is planned
+
+
+class Started:
+    """Stands for a local cluster; remembers whether it was closed."""
+
+    def __init__(self, staffing):
+        self.n_workers, self.closed = staffing.n_workers, False
+        self.settings = dask.config.get("distributed.scheduler.allowed-failures")
+
+
+@pytest.fixture
+def clusters(machine, monkeypatch):
+    """The clusters that were started."""
+    machine(8, 100)
+    started = []
+
+    def start(_spec, staffing):
+        started.append(Started(staffing))
+        return started[-1]
+
+    monkeypatch.setattr(cluster, "_start", start)
+    monkeypatch.setattr(cluster, "_close", lambda one: setattr(one, "closed", True))
+    return started
+
+
+LARGE = 5000**2
+
+
+def test_a_large_job_takes_the_workers_that_were_started_early(clusters):
+    with started_early(ClusterSpec(n_workers=2), n_pixels=LARGE) as early:
+        taken = early.take(Staffing(n_workers=2, threads=1, limit_bytes=GIB))
+        assert taken is clusters[0]
+        assert early.take(Staffing(n_workers=2, threads=1, limit_bytes=GIB)) is None, "they are taken once"
+    assert not taken.closed, "whoever took them closes them"
+    assert taken.settings == 1
+    assert len(clusters) == 1
+
+
+def test_early_workers_that_the_plan_does_not_want_are_ended(clusters):
+    with started_early(ClusterSpec(n_workers=2), n_pixels=LARGE) as early:
+        assert early.take(Staffing(n_workers=1, threads=1, limit_bytes=GIB)) is None
+    assert clusters[0].closed
+
+
+def test_early_workers_are_ended_where_the_plan_fails(clusters):
+    with pytest.raises(SpecError), started_early(ClusterSpec(), n_pixels=LARGE):
+        raise SpecError("no such model")
+    assert clusters[0].closed
+
+
+def test_workers_that_did_not_start_early_are_started_in_their_time(clusters, monkeypatch):
+    monkeypatch.setattr(cluster, "_start", lambda *_: (_ for _ in ()).throw(RuntimeError("no port")))
+    with started_early(ClusterSpec(), n_pixels=LARGE) as early:
+        assert early.take(Staffing(n_workers=1, threads=8, limit_bytes=GIB)) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "n_pixels"),
+    [({}, 4096**2), ({"cluster": "serial"}, LARGE), ({"cluster": "cuda"}, LARGE), ({"scheduler": "tcp://host:1"}, LARGE)],
+)
+def test_nothing_is_started_early_for_small_scenes_and_on_other_clusters(clusters, spec, n_pixels):
+    with started_early(ClusterSpec(**spec), n_pixels=n_pixels) as early:
+        assert early is None
+    assert not clusters

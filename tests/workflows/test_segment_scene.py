@@ -10,6 +10,7 @@ import subprocess
 from contextlib import contextmanager
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -509,6 +510,22 @@ def on_scheduler(monkeypatch, request_for, execution, scene, out, events):
         return segment(request_for(scene), out, how, events.append)
 
     return go
+
+
+def test_a_large_run_starts_its_workers_once_and_leaves_none(out, scene, monkeypatch, execution, request_for):
+    monkeypatch.setattr(cluster, "LARGEST_BLOCK_PX", 16)
+    pids, start = [], cluster._start
+
+    def noted(*given):
+        started = start(*given)
+        pids.extend(nanny.pid for nanny in started.workers.values())
+        return started
+
+    monkeypatch.setattr(cluster, "_start", noted)
+    how = execution(cluster=ClusterSpec(cluster="local", n_workers=1))
+    assert segment(request_for(scene), out, how).succeeded
+    (pid,) = pids
+    assert not psutil.pid_exists(pid)
 
 
 def test_a_run_waits_for_its_scheduler_and_goes_on(on_scheduler, events):
