@@ -25,6 +25,15 @@ def test_the_benchmark_runs_all_blocks_and_resumes_half_of_them():
         assert f"| {row} | " in table
 
 
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_resume_can_be_measured_without_the_run():
+    words = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("scale.py")), "--blocks", "90", "--only-resume"]
+    table = subprocess.run(words, check=True, capture_output=True, text=True, timeout=300).stdout
+    assert "| resume, half done: until the first block | " in table
+    assert "blocks per second" not in table
+
+
 @pytest.mark.parametrize(
     ("change", "n_workers", "blocks_per_s"),
     [
