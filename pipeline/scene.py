@@ -29,9 +29,12 @@ from pipeline.window import Window
 from pipeline.zarr_scene import is_zarr, open_zarr_scene
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+
+_STRIP_ROWS = 1024
+"""About so many rows of a window that is mirrored are read at once."""
 
 __all__ = ["Scene", "SceneInfo", "SceneSpec", "Tile", "open_scene", "read_reflected", "scene_files", "unreadable_in"]
 
@@ -112,11 +115,28 @@ def read_reflected(scene: Scene, window: Window) -> Tile:
     rows = reflected_indices(window.row_off, window.height, scene.info.height)
     cols = reflected_indices(window.col_off, window.width, scene.info.width)
     source = Window.from_bounds(rows=(int(rows.min()), int(rows.max()) + 1), cols=(int(cols.min()), int(cols.max()) + 1))
-    tile = scene.read(source)
     if source == window:
-        return tile
-    rows, cols = rows - source.row_off, cols - source.col_off
-    return Tile(window=window, pixels=_pick(tile.pixels, rows, cols), valid=_pick(tile.valid, rows, cols))
+        return scene.read(source)
+    pixels, valid = None, np.empty(window.shape, np.bool_)
+    for strip in _strips(source, scene.info):  # so that there are not two arrays of this size at a time
+        tile = scene.read(strip)
+        here = np.flatnonzero((rows >= strip.row_off) & (rows < strip.row_end))
+        taken = rows[here] - strip.row_off, cols - source.col_off
+        if pixels is None:
+            pixels = np.empty((len(tile.pixels), *window.shape), tile.pixels.dtype)
+        pixels[:, here], valid[here] = _pick(tile.pixels, *taken), _pick(tile.valid, *taken)
+    assert pixels is not None
+    return Tile(window=window, pixels=pixels, valid=valid)
+
+
+def _strips(window: Window, info: SceneInfo) -> Iterator[Window]:
+    """Cut a window into strips that end with blocks of the file."""
+    n_rows = -(-_STRIP_ROWS // info.block_shape[0]) * info.block_shape[0]
+    start = window.row_off
+    while start < window.row_end:
+        end = min((start // n_rows + 1) * n_rows, window.row_end)
+        yield Window.from_bounds(rows=(start, end), cols=(window.col_off, window.col_end))
+        start = end
 
 
 def reflected_indices(start: int, count: int, size: int) -> NDArray[np.intp]:

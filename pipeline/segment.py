@@ -9,6 +9,7 @@ The result covers the block's write window only, depends on nothing but the scen
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -91,12 +92,14 @@ def segment_block(
     workplace = workplace or Workplace()
     clock, seen = workplace.clock, workplace.seen
     windows = locate(index, shape=scene.info.shape, spec=spec)
-    with clock.stage("read"):
-        tile = read_reflected(scene, _still_to_read(windows, spec, seen))
-    valid = tile.valid[windows.write.relative_to(tile.window).to_slices()]
-    if not valid.any():
-        return None
-    with seen.promised(windows.shared), workplace.computing():
+    with contextlib.ExitStack() as stack:
+        leave_entry = stack.enter_context(workplace.entered())
+        with clock.stage("read"):
+            tile = read_reflected(scene, _still_to_read(windows, spec, seen))
+        if not tile.valid[windows.write.relative_to(tile.window).to_slices()].any():
+            return None
+        stack.enter_context(seen.promised(windows.shared))
+        stack.enter_context(workplace.computing())
         if engine:
             with clock.stage("read"):
                 known, tile = _remember(scene, tile, windows, spec, seen)
@@ -106,8 +109,9 @@ def segment_block(
         else:
             with clock.stage("recall"):
                 blended = recall(tile, windows, spec=spec)
+        leave_entry()
         inside = windows.write.relative_to(windows.predict).to_slices()
-        refined = blended[:, *inside]
+        refined, valid = blended[:, *inside], tile.valid[inside]
         if spec.crf is not None:
             with clock.stage("crf"):
                 refined = refine(blended, tile, windows, spec=spec, crf=spec.crf, processor=workplace.processor)

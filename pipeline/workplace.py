@@ -12,7 +12,7 @@ from pipeline.crf.tile import ONE_THREAD, Processor
 from pipeline.seen_windows import SeenWindows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class StageClock:
@@ -46,8 +46,18 @@ class Workplace:
     """Network windows that an earlier block left."""
     turn: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
     """Held while the block computes: others of the process read and write meanwhile."""
+    entry: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
+    """Held from reading a block until its network is through: then no other block's pixels lie in memory beside the network's."""
     clock: StageClock = field(default_factory=StageClock)
     """Takes the time of the block's stages."""
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[Callable[[], None]]:
+        """Hold the entry, and give what leaves it early."""
+        with contextlib.ExitStack() as stack:
+            with self.clock.stage("wait"):
+                stack.enter_context(self.entry)
+            yield stack.close
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:

@@ -95,7 +95,7 @@ class MemoryScene:
     def __init__(self, pixels: NDArray[np.uint8], valid: NDArray[np.bool_]) -> None:
         self.pixels, self.valid = pixels, valid
         self.bands = tuple(range(1, pixels.shape[0] + 1))
-        self.info = SimpleNamespace(height=pixels.shape[1], width=pixels.shape[2], shape=pixels.shape[1:])
+        self.info = SimpleNamespace(height=pixels.shape[1], width=pixels.shape[2], shape=pixels.shape[1:], block_shape=(16, 16))
 
     def read(self, window: Window) -> Tile:
         assert Window.of_shape(self.info.shape).contains(window)

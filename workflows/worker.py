@@ -55,6 +55,8 @@ _loading = threading.Lock()
 _keeping = threading.Lock()
 _turn = threading.Lock()
 """Held by the block that computes: its stages use all threads of the process."""
+_entry = threading.Lock()
+"""Held by a block from reading to the end of its network, where a CRF follows: that takes longer, and the next block is read meanwhile."""
 _slots = threading.BoundedSemaphore(BLOCKS_AT_ONCE)
 
 
@@ -93,7 +95,12 @@ def _process(job: BlockJob, index: BlockIndex, attempt: int) -> BlockReceipt:
     engine = None if job.spec.probabilities_from is not None else _EngineOnDemand(job)
     scene = _scene(job)
     processor = _processor(job)
-    workplace = Workplace(processor=processor, seen=_seen_windows(job, scene.info), turn=_turn)
+    workplace = Workplace(
+        processor=processor,
+        seen=_seen_windows(job, scene.info),
+        turn=_turn,
+        entry=contextlib.nullcontext() if job.spec.crf is None else _entry,
+    )
     result = segment_block(index, scene=scene, engine=engine, model=model, spec=job.spec, workplace=workplace)
     with workplace.clock.stage("write"):
         window = Blocks(shape=scene.info.shape, block_px=job.spec.grid.block_px).window(index)

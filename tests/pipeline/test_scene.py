@@ -323,6 +323,22 @@ def test_reflection_is_numpys(small_scenes, shape):
     np.testing.assert_array_equal(tile.pixels[0], np.pad(pixels[0], 37, mode="reflect"))
 
 
+@pytest.mark.parametrize("strip", [1, 3, 16])
+def test_a_mirrored_window_is_the_same_read_in_strips(tmp_path, monkeypatch, strip):
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 50, 40), np.uint8)
+    path = tmp_path / "scene.tif"
+    shape = {"height": 50, "width": 40, "count": 2, "dtype": "uint8", "nodata": 0}
+    with rasterio.open(path, "w", driver="GTiff", tiled=True, blockxsize=16, blockysize=16, **shape) as file:
+        file.write(pixels)
+    window = Window(row_off=-20, col_off=7, height=90, width=60)
+    monkeypatch.setattr("pipeline.scene._STRIP_ROWS", strip)
+    with open_scene(SceneSpec(uri=str(path))) as scene:
+        tile = read_reflected(scene, window)
+    rows, cols = (reflected_indices(*span) for span in ((-20, 90, 50), (7, 60, 40)))
+    np.testing.assert_array_equal(tile.pixels, pixels[:, rows[:, None], cols])
+    np.testing.assert_array_equal(tile.valid, (pixels != 0).any(axis=0)[rows[:, None], cols])
+
+
 # --- refusals
 
 

@@ -1,6 +1,7 @@
 """One block after another against a naive loop over the whole scene, and the same bytes however the scene is cut."""
 
 import dataclasses
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from pipeline.network.receptive_field import margin_px
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import SceneSpec, Tile
 from pipeline.seen_windows import SeenWindows
-from pipeline.segment import locate, network_lattice, predict, segment_block
+from pipeline.segment import locate, network_lattice, predict, refine, segment_block
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch
 from pipeline.window import Window
@@ -359,6 +360,23 @@ def test_pixels_that_only_windows_of_an_earlier_block_need_are_not_read_again(mo
     assert (scene.windows == [windows.read.clip(SHAPE)]) == (not keeps)
     assert scene.windows[0].contains(windows.predict)
     assert scene.windows[0].n_pixels < windows.read.n_pixels
+
+
+def test_a_block_lets_the_next_one_in_when_its_network_is_through(model, engine, monkeypatch):
+    entry, turn = threading.Lock(), threading.Lock()
+    held = []
+
+    def noted(*given, **more):
+        held.append((entry.locked(), turn.locked()))
+        return refine(*given, **more)
+
+    monkeypatch.setattr("pipeline.segment.refine", noted)
+    spy = Spy(engine)
+    spy.scores = lambda windows: held.append((entry.locked(), turn.locked())) or engine.scores(windows)
+    workplace = Workplace(entry=entry, turn=turn)
+    segment_block((0, 0), scene=scene_of(), engine=spy, model=model, spec=spec_of(crf=CRF), workplace=workplace)
+    assert held == [(True, True), (False, True)], "the network with the entry, the CRF without"
+    assert not entry.locked()
 
 
 @pytest.mark.parametrize("holes", [(), (np.s_[:, :70],)])

@@ -27,3 +27,15 @@ def test_the_turn_is_held_while_the_block_computes_and_waiting_is_counted():
         assert turn.locked()
     assert not turn.locked()
     assert workplace.clock.seconds["wait"] >= 0
+
+
+def test_the_entry_can_be_left_before_the_block_ends_and_is_left_at_its_end():
+    entry = threading.Lock()
+    workplace = Workplace(entry=entry)
+    with workplace.entered() as leave:
+        assert entry.locked()
+        leave()
+        assert not entry.locked()
+    with pytest.raises(ValueError, match="x"), workplace.entered():
+        raise ValueError("x")
+    assert not entry.locked()
