@@ -9,7 +9,8 @@ stride a window is small. Blocks come row by row, so one row of windows is what 
     done   | now    | to do    to do
            ^ and these
 
-A block is read while the one before it computes. What that one will leave is promised meanwhile, so that its pixels are not read again.
+Of these, the next row of blocks needs only what lies below: the cells above are dropped with the last block in the row that needs them. A
+block is read while the one before it computes. What that one will leave is promised meanwhile, so that its pixels are not read again.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class SeenWindows:
         self._limit_bytes = limit_bytes
         self._held: dict[Index, NDArray[np.float32]] = {}
         self._uses: dict[Index, int] = {}
+        self._first: dict[Index, int] = {}  # rows of cells that were dropped
         self._n_bytes = 0
         self._promised: Counter[Index] = Counter()
         self._is_full = False
@@ -61,15 +63,27 @@ class SeenWindows:
         with self._lock:
             return index in self._held or (index in self._promised and not self._is_full)
 
-    def take(self, index: Index) -> NDArray[np.float32] | None:
-        """Return the scores of the window ``index`` of the lattice, None where they are not held; the last use drops them."""
+    def take(self, index: Index, *, first_row: int = 0) -> NDArray[np.float32] | None:
+        """Return the scores of the window ``index`` of the lattice from ``first_row`` on; the last use drops them.
+
+        None where they are not held, or not from there. Rows above may be 0.
+        """
         with self._lock:
-            scores = self._held.get(index)
-            if scores is not None:
-                self._uses[index] -= 1
-                if self._uses[index] <= 0:
-                    self._drop(index)
-            return scores
+            scores, first = self._held.get(index), self._first.get(index, 0)
+            if scores is None or first > first_row:
+                return None
+            self._uses[index] -= 1
+            if self._uses[index] <= 0:
+                self._drop(index)
+        return np.pad(scores, ((0, 0), (first, 0), (0, 0))) if first else scores
+
+    def shrink(self, index: Index, *, first_row: int) -> None:
+        """Hold the scores of a window, where they are held, only from ``first_row`` on."""
+        with self._lock:
+            scores, first = self._held.get(index), self._first.get(index, 0)
+            if scores is not None and scores.size and first_row > first:
+                self._held[index], self._first[index] = scores[:, first_row - first :].copy(), first_row
+                self._n_bytes -= scores.nbytes - self._held[index].nbytes
 
     def keep(self, index: Index, scores: NDArray[np.float32], *, uses: int) -> None:
         """Hold the scores of a window for so many uses; where the limit is reached, what is held already stays."""
@@ -91,3 +105,4 @@ class SeenWindows:
     def _drop(self, index: Index) -> None:
         self._n_bytes -= self._held.pop(index).nbytes
         del self._uses[index]
+        self._first.pop(index, None)

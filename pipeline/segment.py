@@ -57,6 +57,10 @@ class BlockWindows:
     """Lattice indices of the CRF tiles that touch ``write``."""
     shared: dict[tuple[int, int], int]
     """Those of the network windows that blocks after this one need, too -> how many of them."""
+    beside: frozenset[int] = frozenset()
+    """Columns of network windows that blocks further right need, too."""
+    below: int = 0
+    """The first row of pixels that the blocks below need; behind the scene where there are none."""
     read: Window
     """The hull of the network windows, which may reach past the scene; without them the same as ``predict``. A block reads all of it only
     where no earlier block left anything."""
@@ -101,10 +105,10 @@ def segment_block(
         stack.enter_context(seen.promised(windows.shared))
         stack.enter_context(workplace.computing())
         if engine:
-            with clock.stage("read"):
-                known, tile = _remember(scene, tile, windows, spec, seen)
             with clock.stage("network"):
+                known, tile = _remember(scene, tile, windows, spec, seen, engine.cells)
                 blended = predict(tile, windows, engine=engine, model=model, spec=spec, seen=seen, known=known)
+                _forget(windows, spec, seen, engine.cells)
             tile = tile.crop(windows.predict)  # what only the network needed is given back
         else:
             with clock.stage("recall"):
@@ -128,13 +132,18 @@ def locate(index: tuple[int, int], *, shape: tuple[int, int], spec: SegmentSpec)
     tiles, needed = _tiles_and_needed(write, shape=shape, spec=spec)
     lattice = network_lattice(shape, spec)
     network = lattice.touching(needed) if spec.probabilities_from is None else []
+    rows, cols = (_blocks_touching(index, network, lattice, blocks, axis=axis, spec=spec) for axis in (0, 1))
+    is_last = index[0] + 1 == blocks.n_rows
+    below = shape[0] if is_last else _tiles_and_needed(blocks.window((index[0] + 1, index[1])), shape=shape, spec=spec)[1].row_off
     return BlockWindows(
         shape=shape,
         write=write,
         predict=needed,
         network=tuple(network),
         crf=tuple(tiles),
-        shared=_later_uses(index, network, lattice, blocks, spec=spec),
+        shared=_later_uses(index, network, rows, cols),
+        beside=frozenset(col for col, touching in cols.items() if max(touching) > index[1]),
+        below=below,
         read=hull(lattice.window(window) for window in network) if network else needed,
     )
 
@@ -249,14 +258,30 @@ def _still_to_read(windows: BlockWindows, spec: SegmentSpec, seen: SeenWindows) 
 
 
 def _remember(
-    scene: Scene, tile: Tile, windows: BlockWindows, spec: SegmentSpec, seen: SeenWindows
+    scene: Scene, tile: Tile, windows: BlockWindows, spec: SegmentSpec, seen: SeenWindows, cells: Cells
 ) -> tuple[dict[tuple[int, int], NDArray[np.float32]], Tile]:
     """Return the scores that earlier blocks left, and the pixels of all other windows: read again where less was left than expected."""
     lattice = network_lattice(windows.shape, spec)
     seen.pass_row(windows.network[0][0])
-    known = {index: scores for index in windows.network if (scores := seen.take(index)) is not None}
+    first = _first_cells(windows, lattice, cells, from_row=windows.predict.row_off)
+    known = {index: scores for index in windows.network if (scores := seen.take(index, first_row=first[index[0]])) is not None}
     is_enough = all(index in known or tile.window.contains(lattice.window(index)) for index in windows.network)
     return known, tile if is_enough else read_reflected(scene, windows.read)
+
+
+def _forget(windows: BlockWindows, spec: SegmentSpec, seen: SeenWindows, cells: Cells) -> None:
+    """Drop what no block will ask for any more of windows that lie behind the row's next block."""
+    first = _first_cells(windows, network_lattice(windows.shape, spec), cells, from_row=windows.below)
+    for row, col in windows.network:
+        if col not in windows.beside:
+            seen.shrink((row, col), first_row=first[row])
+
+
+def _first_cells(windows: BlockWindows, lattice: Lattice, cells: Cells, *, from_row: int) -> dict[int, int]:
+    """Return, for each row of the block's windows, the first row of cells that pixels from ``from_row`` of the scene on need."""
+    before = cells.between(lattice.size_px)[0]
+    rows = {row for row, _ in windows.network}
+    return {row: int(before[min(max(0, from_row - row * lattice.step_px), lattice.size_px - 1)]) for row in rows}
 
 
 def _check_finite(scores: NDArray[np.float32], window: Window) -> None:
@@ -278,11 +303,9 @@ def _tiles_and_needed(write: Window, *, shape: tuple[int, int], spec: SegmentSpe
 
 
 def _later_uses(
-    index: tuple[int, int], network: list[tuple[int, int]], lattice: Lattice, blocks: Blocks, *, spec: SegmentSpec
+    index: tuple[int, int], network: list[tuple[int, int]], rows: dict[int, list[int]], cols: dict[int, list[int]]
 ) -> dict[tuple[int, int], int]:
     """Count, for the network windows of a block, the blocks after it (row by row) that need them, too; those of none are left out."""
-    rows = _blocks_touching(index, network, lattice, blocks, axis=0, spec=spec)
-    cols = _blocks_touching(index, network, lattice, blocks, axis=1, spec=spec)
     uses = {
         (row, col): sum(one > index[0] for one in rows[row]) * len(cols[col]) + sum(one > index[1] for one in cols[col])
         for row, col in network

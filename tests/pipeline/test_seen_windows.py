@@ -73,3 +73,36 @@ def test_that_a_window_has_no_data_is_known_without_room():
     seen = SeenWindows(0)
     seen.keep((0, 0), NO_SCORES, uses=1)
     assert seen.take((0, 0)) is NO_SCORES
+
+
+def test_rows_that_no_block_will_ask_for_make_room_and_are_not_given():
+    scores = np.arange(2 * 6 * 4, dtype=np.float32).reshape(2, 6, 4)
+    seen = SeenWindows(scores.nbytes)
+    seen.keep((0, 0), scores, uses=9)
+    seen.shrink((0, 0), first_row=2)
+    seen.shrink((0, 0), first_row=4)
+    seen.shrink((0, 0), first_row=3)  # less than was dropped already
+    assert seen.take((0, 0), first_row=3) is None
+    taken = seen.take((0, 0), first_row=4)
+    assert taken.shape == scores.shape
+    np.testing.assert_array_equal(taken[:, 4:], scores[:, 4:])
+    assert not taken[:, :4].any()
+    seen.keep((0, 1), scores[:, 2:], uses=1)
+    assert seen.expects((0, 1)), "two thirds of the room are free"
+
+
+def test_a_window_that_was_dropped_and_kept_again_is_whole():
+    seen = SeenWindows(10 * ONE.nbytes)
+    seen.keep((0, 0), ONE, uses=1)
+    seen.shrink((0, 0), first_row=3)
+    seen.take((0, 0), first_row=3)
+    seen.keep((0, 0), ONE, uses=1)
+    assert seen.take((0, 0)) is ONE
+
+
+def test_shrinking_what_is_not_held_or_empty_does_nothing():
+    seen = SeenWindows(0)
+    seen.keep((0, 0), NO_SCORES, uses=1)
+    seen.shrink((0, 0), first_row=2)
+    seen.shrink((0, 1), first_row=2)
+    assert seen.take((0, 0)) is NO_SCORES
