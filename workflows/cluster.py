@@ -47,7 +47,7 @@ _CORES_PER_PROCESS = 16
 """One process keeps so many busy: its blocks share the windows on their edges, and compute without the GIL. More processes would compute
 those windows again, and hold the weights again."""
 
-_CONNECT_S, _RETRY_S = 20.0, 2.0
+_CONNECT_S, _RETRY_S, _CLOSE_S = 20.0, 2.0, 5.0
 
 _SETTINGS: dict[str, Any] = {
     # A killed worker blames every block it held; few are held, and suspects are tried again alone.
@@ -262,7 +262,7 @@ def _close(cluster: Any) -> None:
     What they wrote is durable, and what they were writing counts for nothing: left to end by themselves, they would take a second to give
     back memory piece by piece.
     """
-    with suppress(Exception), Client(cluster) as client:
+    with suppress(Exception), Client(cluster, timeout=_CLOSE_S) as client:
         client.run(_end_for_good, nanny=True, on_error="ignore")
     cluster.close()
 

@@ -110,7 +110,7 @@ def measure(network: DeepLab, given: argparse.Namespace) -> dict[str, Measured]:
     for turn in range(given.rounds + 1):
         for name, (some, run) in candidates.items():
             started = time.perf_counter()
-            run(some[:1] if turn == 0 else some)  # the first round warms up
+            run(some)  # the first round warms up
             seconds = time.perf_counter() - started
             if turn:
                 speeds[name].append(len(some) * side**2 / 1e6 / seconds)
