@@ -70,6 +70,7 @@ def _kept_peak(spec: NetworkSpec, window_px: int, multiscale: MultiScaleSpec) ->
     return peak_bytes
 
 
+@cache
 def _code_digest() -> str:
     """Return the digest of the modules that build networks."""
     folder = Path(__file__).parent

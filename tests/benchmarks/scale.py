@@ -193,7 +193,7 @@ def probe(out: Path, workers: int, begun_s: float) -> None:
     def listen(event: Event) -> None:
         if isinstance(event, RunStarted):
             sys.stdout.write(f"{time.time() - begun_s} {event.n_finished}\n")
-            raise FirstBlockError
+        stop_at_start(event)
 
     try:
         resume(out, execution(workers), listen)
