@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def start_from(path: Path, network: DeepLab, windows: Tensor) -> int:
     """Put the weights of ``path`` into ``network`` and return how many tensors were used.
 
-    ``.safetensors`` is read as a checkpoint of this project: a first layer of another number of bands is made to fit, other tensors whose
+    A first layer of another number of bands is made to fit. ``.safetensors`` is read as a checkpoint of this project: other tensors whose
     shapes differ, such as those of another number of classes, are left as they are. Anything else is read as ImageNet weights:
     EfficientNet-Lite0 as EfficientNet-PyTorch names it, or folded MobileNetV2, which is calibrated on ``windows``, normalised
     (N, bands, H, W) float32.
@@ -50,17 +50,20 @@ def start_from(path: Path, network: DeepLab, windows: Tensor) -> int:
 def _load_efficientnet(path: Path, weights: dict[str, Tensor], network: DeepLab) -> int:
     keys = KeyMap()
     map_efficientnet(keys)
-    own = network.state_dict()
+    own, fitted = network.state_dict(), {}
     for name, source in keys.sources.items():
-        given = tuple(weights[source.key].shape) if source.key in weights else None
-        needed = tuple(own[name].shape) if name in own else None
-        if given is None or given != needed:
+        given = source.take(weights) if source.key in weights else None
+        if given is not None and name in own:
+            fitted[name] = _for_bands(given, own[name], network)
+        if name not in fitted or fitted[name].shape != own[name].shape:
+            there = "missing" if given is None else tuple(given.shape)
+            needed = tuple(own[name].shape) if name in own else "no such layer"
             raise WeightsError(
-                f"{path}: {source.key} is {given or 'missing'} and the backbone has {needed or 'no such layer'} there; "
-                'EfficientNet-Lite0 weights need backbone = "efficientnet_lite0" and 3 bands'
+                f"{path}: {source.key} is {there} and the backbone has {needed} there; "
+                'EfficientNet-Lite0 weights need backbone = "efficientnet_lite0"'
             )
-    network.load_state_dict({name: source.take(weights) for name, source in keys.sources.items()}, strict=False)
-    return len(keys.sources)
+    network.load_state_dict(fitted, strict=False)
+    return len(fitted)
 
 
 def _load_folded_mobilenet(path: Path, weights: dict[str, Tensor], network: DeepLab, windows: Tensor) -> int:
@@ -69,7 +72,7 @@ def _load_folded_mobilenet(path: Path, weights: dict[str, Tensor], network: Deep
     hooks = []
     for name, layer in layers.items():
         weight, bias = (_take(path, weights, f"{name}.{kind}") for kind in ("weight", "bias"))
-        _set_kernel(path, name, layer, weight)
+        _set_kernel(path, name, layer, _for_bands(weight, layer.conv.weight, network))
         hooks.append(layer.norm.register_forward_pre_hook(_calibration(bias)))
     _run_once(network, windows)
     for hook in hooks:
@@ -125,7 +128,7 @@ def _set_kernel(path: Path, name: str, layer: ConvNormActivation, weight: Tensor
         raise WeightsError(
             f"{path}: {name}.weight is {tuple(weight.shape)} and the backbone needs "
             f"{tuple(layer.conv.weight.shape)}; "
-            "ImageNet weights need 3 bands and width 1.0"
+            "ImageNet weights need a backbone_width of 1.0"
         )
     with torch.no_grad():
         layer.conv.weight.copy_(weight)
@@ -144,13 +147,14 @@ def _start_from_checkpoint(path: Path, network: DeepLab) -> int:
 def _for_bands(given: Tensor, own: Tensor, network: DeepLab) -> Tensor:
     """Return the kernel of a first layer for another number of bands, any other tensor as it is.
 
-    Bands keep their kernels in their order, further ones get the mean of all; the whole is scaled such that bands that are alike give
-    what they gave.
+    Bands keep their kernels in their order. Further bands get the mean of all, and the whole is scaled; where there are fewer, the kernels
+    that are left over are shared out. So bands that are alike give what they gave.
     """
     n_bands = network.spec.n_bands
     wanted = (given.shape[0], n_bands, *given.shape[2:])
     if given.ndim != 4 or given.shape[1] == n_bands or tuple(own.shape) != wanted:
         return given
-    missing = given.mean(dim=1, keepdim=True).expand(-1, max(0, n_bands - given.shape[1]), -1, -1)
-    bands = torch.cat([given[:, :n_bands], missing], dim=1)
-    return bands * (given.shape[1] / n_bands)
+    if n_bands < given.shape[1]:
+        return given[:, :n_bands] + given[:, n_bands:].sum(dim=1, keepdim=True) / n_bands
+    further = given.mean(dim=1, keepdim=True).expand(-1, n_bands - given.shape[1], -1, -1)
+    return torch.cat([given, further], dim=1) * (given.shape[1] / n_bands)
