@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Blend = Literal["taper", "exact"]
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 """Raised by hand whenever the same settings would give other bytes; a resume across two versions is refused."""
 
 

@@ -390,10 +390,10 @@ def test_crf_options_come_from_files_and_the_environment_too(crf_of, tmp_path):
     config = tmp_path / "config.toml"
     config.write_text("crf-preset = 'v1'\ncrf-param = ['theta_alpha=9', 'guide_bands=1,2']\n")
     assert crf_of("--config", config)["from"] == "preset v1, with other guide_bands, theta_alpha"
-    assert crf_of("--config", config)["halo_px"] == 23
+    assert crf_of("--config", config)["halo_px"] == 20
     assert crf_of("--config", config, "--no-crf") is None, "what was typed wins"
     config.write_text("crf-param = 'theta_alpha=5'\n")
-    assert crf_of("--config", config)["halo_px"] == 13
+    assert crf_of("--config", config)["halo_px"] == 11
     assert crf_of(ATROUS_PLAN_CRF_PARAM="theta_alpha=6 n_steps=2")["from"] == "preset kazuto, with other n_steps, theta_alpha"
     assert crf_of(ATROUS_PLAN_CRF_PRESET="v2")["from"] == "preset v2, with other n_steps, theta_alpha"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.crf.backends import resolve
+from pipeline.crf.energy import CrfSpec
 from pipeline.crf.presets import DEFAULT_PRESET, PRESETS, find_preset, parse_changes
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import choose_device
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pipeline.crf.backends import BackendChoice
-    from pipeline.crf.energy import BackendName, CrfSpec, Matrix
+    from pipeline.crf.energy import BackendName, Matrix
     from pipeline.engine.protocol import Device
     from pipeline.network.spec import ModelSpec
 
 MODEL_PRESET = "model"
 """Stands for the CRF that the model brings along."""
+_TILES_PX: dict[BackendName, tuple[int, ...]] = {"cpu": (2048, 1024), "torch": (1024,), "pydensecrf": (1024,)}
+"""Sides of the tiles that are chosen where none is asked for, px, the best first (ADR 20). The other backends hold two to four times as
+much for a pixel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,8 @@ class CrfRequest:
     """Fields of `CrfSpec` that are to differ from the preset."""
     backend: BackendName = "cpu"
     """What minimises, whatever the preset was made with."""
+    tile_px: int | None = None
+    """Side of the tiles where ``changes`` has none, px: that of the run that goes on; None: chosen."""
 
 
 def parse_request(
@@ -68,6 +74,35 @@ def choose(request: CrfRequest | CrfSpec, model: ModelSpec) -> tuple[CrfSpec, st
     crf.check_fits(n_classes=len(model.classes), n_bands=len(model.bands))
     changed = ", ".join(sorted(request.changes))
     return crf, f"{origin}, with other {changed}" if changed else origin
+
+
+def as_begun(request: CrfRequest | CrfSpec, begun: CrfSpec | None) -> CrfRequest | CrfSpec:
+    """Return the request with the tiles of the run that it goes on with, where it leaves them open."""
+    if not isinstance(request, CrfRequest) or begun is None:
+        return request
+    return dataclasses.replace(request, tile_px=begun.tile_px)
+
+
+def tilings(request: CrfRequest | CrfSpec, crf: CrfSpec, *, block_px: int | None = None) -> tuple[CrfSpec, ...]:
+    """Return ``crf``, which ``request`` became, with each side of its tiles that may be chosen, the best first.
+
+    Larger tiles have less halo for what they keep, and fewer edges on which labels are a little off; the last of several needs the least
+    memory. A side that somebody named is the only one, also where a model names it.
+
+    Parameters
+    ----------
+    request, crf
+        What was asked for, and what it means.
+    block_px
+        Side of the blocks where it is fixed, px: tiles that several blocks share would be refined by each of them.
+    """
+    if not isinstance(request, CrfRequest) or "tile_px" in request.changes or crf.tile_px != CrfSpec().tile_px:
+        return (crf,)
+    if request.tile_px is not None:
+        return (dataclasses.replace(crf, tile_px=request.tile_px),)
+    sides = _TILES_PX[crf.backend]
+    whole = [side for side in sides if block_px is None or block_px % side == 0]
+    return tuple(dataclasses.replace(crf, tile_px=side) for side in whole or sides[-1:])
 
 
 def _base(request: CrfRequest, model: ModelSpec) -> tuple[CrfSpec, str]:

@@ -28,6 +28,7 @@ from workflows.worker import conversion_key
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pipeline.crf.energy import CrfSpec
     from pipeline.engine.protocol import EngineSpec
     from pipeline.memory import MemoryBound
     from pipeline.network.spec import ModelSpec
@@ -247,10 +248,15 @@ def _count(blocks: Blocks, prepared: Prepared, *, once: bool) -> tuple[int, int]
     n_windows = _n_indices(rows, 0, once=once) * _n_indices(cols, 1, once=once)
     if spec.crf is None:
         return n_windows, 0
-    side = spec.crf.tile_px + 2 * spec.crf.halo_px
-    crf_rows = sum(len({index[0] for index in windows.crf}) * min(side, shape[0]) for windows in rows)
-    crf_cols = sum(len({index[1] for index in windows.crf}) * min(side, shape[1]) for windows in cols)
+    crf_rows = sum(_refined_px(row, shape[0], spec.crf) for one in rows for row in {index[0] for index in one.crf})
+    crf_cols = sum(_refined_px(col, shape[1], spec.crf) for one in cols for col in {index[1] for index in one.crf})
     return n_windows, crf_rows * crf_cols
+
+
+def _refined_px(index: int, n_pixels: int, crf: CrfSpec) -> int:
+    """Return how many of ``n_pixels`` in a row or column a CRF tile takes in, with its halo."""
+    start = index * crf.tile_px
+    return min(start + crf.tile_px + crf.halo_px, n_pixels) - max(start - crf.halo_px, 0)
 
 
 def _n_indices(blocks: list[BlockWindows], axis: int, *, once: bool) -> int:

@@ -20,7 +20,7 @@ from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch, estimate_stretch
 from workflows.choose_grid import LARGEST_BLOCK_PX, GridRequest, complete, coverage, smaller_ones
-from workflows.crf_request import CrfRequest, choose
+from workflows.crf_request import CrfRequest, choose, tilings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -82,7 +82,7 @@ class Prepared:
     crf_origin: str | None = None
     """Where the CRF's values come from, in words; None: without CRF, or not known any more."""
     reasons: tuple[str, ...] = ()
-    """Why windows and blocks are as they are, one sentence each; empty where nothing was chosen."""
+    """Why windows, blocks and CRF tiles are as they are, one sentence each; empty where nothing was chosen."""
 
     @property
     def network(self) -> NetworkSpec:
@@ -93,7 +93,8 @@ class Prepared:
 def prepare(request: Request, *, fits: Fits = lambda *_: True) -> Prepared:
     """Check a request against the scene's header and the model, and complete it.
 
-    ``fits`` tells whether a worker could hold a block of a spec; windows and blocks that were left open are made smaller until it can.
+    ``fits`` tells whether a worker could hold a block of a spec; windows, blocks and CRF tiles that were left open are made smaller until
+    it can.
     """
     if request.crf is not None:
         backend(request.crf.backend).require()
@@ -119,21 +120,24 @@ def prepare(request: Request, *, fits: Fits = lambda *_: True) -> Prepared:
         stretch = _stretch(scene, request.stretch)
     multiscale = _multiscale(request, model)
     network = with_image_pooling(model.network, request.image_pooling)
-    crf, crf_origin = (None, None) if request.crf is None else choose(request.crf, model)
-    block_unit = _block_unit(request, crf)
-    grids = _grids(request.grid, shape=info.shape, network=network, multiscale=multiscale, block_unit_px=block_unit)
+    crfs, crf_origin = _crfs(request, model)
+
+    def grids_for(crf: CrfSpec | None) -> Iterator[GridSpec]:
+        unit = _block_unit(request, crf)
+        return _grids(request.grid, shape=info.shape, network=network, multiscale=multiscale, block_unit_px=unit)
+
     first = SegmentSpec(
         scene=source,
         model_path=str(path),
         model_sha256=file_sha256(path),
         stretch=stretch,
-        grid=next(grids),
+        grid=next(grids_for(crfs[0])),
         multiscale=multiscale,
         image_pooling=network.image_pooling,
-        crf=crf,
+        crf=crfs[0],
         output=request.output,
     )
-    spec = next((one for one in _with_grids(first, grids) if fits(one, info, model)), first)
+    spec = next((one for one in _smaller(first, crfs, grids_for) if fits(one, info, model)), first)
     _check_grid(spec.grid, network, multiscale)
     return Prepared(spec=spec, scene=info, model=model, crf_origin=crf_origin, reasons=_reasons(request, spec, first, info))
 
@@ -177,6 +181,14 @@ def _multiscale(request: Request, model: ModelSpec) -> MultiScaleSpec:
     )
 
 
+def _crfs(request: Request, model: ModelSpec) -> tuple[tuple[CrfSpec | None, ...], str | None]:
+    """Return the CRF with each side of its tiles that may be chosen, and where its values come from; None without one."""
+    if request.crf is None:
+        return (None,), None
+    crf, origin = choose(request.crf, model)
+    return tilings(request.crf, crf, block_px=request.grid.block_px), origin
+
+
 def _block_unit(request: Request, crf: CrfSpec | None) -> int:
     """Return what a block should be a multiple of, px: the piece that is written at once, and the CRF's tiles, so that none is shared."""
     unit = request.output.write_unit_px
@@ -202,10 +214,14 @@ def _grids(
         )
 
 
-def _with_grids(first: SegmentSpec, others: Iterator[GridSpec]) -> Iterator[SegmentSpec]:
-    yield first
-    for grid in others:
-        yield dataclasses.replace(first, grid=grid)
+def _smaller(
+    first: SegmentSpec, crfs: tuple[CrfSpec | None, ...], grids_for: Callable[[CrfSpec | None], Iterator[GridSpec]]
+) -> Iterator[SegmentSpec]:
+    """Yield ``first`` and what needs less memory: smaller blocks, then smaller CRF tiles, and only then smaller windows."""
+    for crf in crfs:
+        for grid in grids_for(crf):
+            if crf is crfs[-1] or grid.window_px == first.grid.window_px:
+                yield dataclasses.replace(first, grid=grid, crf=crf)
 
 
 def _check_grid(grid: GridSpec, network: NetworkSpec, multiscale: MultiScaleSpec) -> None:
@@ -221,19 +237,24 @@ def _check_grid(grid: GridSpec, network: NetworkSpec, multiscale: MultiScaleSpec
 
 
 def _reasons(request: Request, spec: SegmentSpec, first: SegmentSpec, scene: SceneInfo) -> tuple[str, ...]:
-    asked, grid = request.grid, spec.grid
-    if isinstance(asked, GridSpec):
-        return ()
-    times = coverage(scene.shape, window_px=grid.window_px, overlap_px=grid.overlap_px)
+    asked, grid, crf = request.grid, spec.grid, spec.crf
     short = " (smaller than suits best: memory is short)"
-    pieces = "whole chunks" if spec.crf is None else "whole chunks and CRF tiles"
-    window = f"window {grid.window_px} px: covers the scene {times:.2f} times"
-    block = f"block {grid.block_px} px: {pieces}"
-    chosen = [
-        (asked.window_px is None, window + short * (grid.window_px < first.grid.window_px)),
-        (asked.overlap_px is None, f"overlap {grid.overlap_px} px: {_why_overlap(grid)}"),
-        (asked.block_px is None, block + short * (grid.block_px < first.grid.block_px)),
-    ]
+    chosen = []
+    if isinstance(asked, GridRequest):
+        times = coverage(scene.shape, window_px=grid.window_px, overlap_px=grid.overlap_px)
+        pieces = "whole chunks" if crf is None else "whole chunks and CRF tiles"
+        window = f"window {grid.window_px} px: covers the scene {times:.2f} times"
+        block = f"block {grid.block_px} px: {pieces}"
+        chosen = [
+            (asked.window_px is None, window + short * (grid.window_px < first.grid.window_px)),
+            (asked.overlap_px is None, f"overlap {grid.overlap_px} px: {_why_overlap(grid)}"),
+            (asked.block_px is None, block + short * (grid.block_px < first.grid.block_px)),
+        ]
+    if crf is not None and first.crf is not None:
+        times = ((crf.tile_px + 2 * crf.halo_px) / crf.tile_px) ** 2
+        tile = f"CRF tile {crf.tile_px} px: with its halo {times:.2f} times its own pixels"
+        is_open = isinstance(request.crf, CrfRequest) and "tile_px" not in request.crf.changes
+        chosen.append((is_open, tile + short * (crf.tile_px < first.crf.tile_px)))
     return tuple(sentence for is_open, sentence in chosen if is_open)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.crf.backends import backend
 from pipeline.errors import SpecError
-from workflows.crf_request import choose
+from workflows.crf_request import choose, tilings
 from workflows.prepare import Prepared
 from workflows.stored_run import open_stored
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.crf.energy import CrfSpec
     from pipeline.spec import SegmentSpec
     from workflows.crf_request import CrfRequest
+    from workflows.prepare import Fits
     from workflows.stored_run import StoredRun
 
 
@@ -39,9 +40,17 @@ class Refinement:
     """Where the scene is now; None: where it was."""
 
 
-def prepare_refinement(request: Refinement) -> Prepared:
-    """Check a request against the earlier output and its scene, and complete it from there."""
-    return refinement_of(open_stored(request.store, scene=request.scene), request.crf)
+def prepare_refinement(request: Refinement, *, fits: Fits = lambda *_: True) -> Prepared:
+    """Check a request against the earlier output and its scene, and complete it from there.
+
+    ``fits`` tells whether a worker could hold a block of a spec; CRF tiles that were left open are made smaller until it can.
+    """
+    found = refinement_of(open_stored(request.store, scene=request.scene), request.crf)
+    if found.spec.crf is None:
+        return found
+    sides = tilings(request.crf, found.spec.crf, block_px=found.spec.grid.block_px)
+    specs = [dataclasses.replace(found.spec, crf=crf) for crf in sides]
+    return dataclasses.replace(found, spec=next((spec for spec in specs if fits(spec, found.scene, found.model)), specs[-1]))
 
 
 def refinement_of(stored: StoredRun, request: CrfRequest | CrfSpec) -> Prepared:

@@ -30,6 +30,7 @@ from pipeline.store import create_store, is_store, remove_partials, remove_store
 from workflows.breaker import Breaker
 from workflows.choose_grid import GridRequest
 from workflows.cluster import WORKER_TTL_HINT, ClusterSpec, executor_for, started_early, wait_for_scheduler
+from workflows.crf_request import as_begun
 from workflows.events import BlockFailure, Listener, Measuring, Notice, RunStarted, Staging, ignore
 from workflows.failures import write_failures
 from workflows.fingerprint import hard_fields, soft_fields
@@ -135,18 +136,25 @@ def _count_pixels(spec: SceneSpec) -> int:
 
 
 def _as_begun(request: Request, paths: RunPaths, execution: Execution) -> Request:
-    """Return the request with the windows and blocks of an earlier run where it leaves them open: today's memory may suggest others."""
-    if execution.overwrite or not isinstance(request.grid, GridRequest) or not paths.record.exists():
+    """Return the request with windows, blocks and CRF tiles of an earlier run where it leaves them open.
+
+    Today's memory may suggest others.
+    """
+    if execution.overwrite or not paths.record.exists():
         return request
-    begun = SegmentSpec.from_dict(read_record(paths).spec).grid
-    return dataclasses.replace(request, grid=request.grid.filled_from(begun))
+    begun = SegmentSpec.from_dict(read_record(paths).spec)
+    grid = request.grid.filled_from(begun.grid) if isinstance(request.grid, GridRequest) else request.grid
+    return dataclasses.replace(request, grid=grid, crf=None if request.crf is None else as_begun(request.crf, begun.crf))
 
 
 def refine(request: Refinement, out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
     """Refine the probabilities of an earlier output again, without the network; an output that the same request made is resumed."""
     if out.absolute() == request.store.absolute():
         raise SpecError(f"{out} was given as source and as output; give the output a path of its own")
-    return _run(prepare_refinement(request), RunPaths(out=out), execution, listen)
+    paths, fits = RunPaths(out=out), fits_here(execution.cluster, execution.engine)
+    if paths.record.exists() and not execution.overwrite:
+        request = dataclasses.replace(request, crf=as_begun(request.crf, SegmentSpec.from_dict(read_record(paths).spec).crf))
+    return _run(prepare_refinement(request, fits=fits), paths, execution, listen)
 
 
 def resume(out: Path, execution: Execution, listen: Listener = ignore) -> Summary:

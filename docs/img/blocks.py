@@ -73,7 +73,7 @@ def _write(draw: ImageDraw.ImageDraw, title: str, n_windows: int, *, with_crf: b
         (BLUE, f"the {n_windows} network windows of 1024 px that it needs (overlap 256 px)"),
     ]
     if with_crf:
-        lines.append((GREEN, "its CRF tiles of 1024 px, and the hull of their halos of 168 px"))
+        lines.append((GREEN, "its CRF tiles, here of 1024 px, and the hull of their halos of 148 px"))
     lines.append((GREY, "the other blocks; black: the edge of the scene"))
     for row, (colour, text) in enumerate(lines):
         top = 535 + 24 * row

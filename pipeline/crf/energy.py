@@ -50,7 +50,7 @@ class CrfSpec:
     guide_bands: tuple[int, ...] | None = None
     """The model's bands that guide the appearance kernel, counted from 1; None: all."""
     tile_px: int = 1024
-    """Side of the tiles of the CRF's own lattice, px, without halo."""
+    """Side of the tiles of the CRF's own lattice, px, without halo. Commands take larger ones where memory allows and nobody named one."""
     backend: BackendName = "cpu"
     """What minimises. The backends agree on nearly all labels, not on all bytes."""
     stop_below: float = 0.0
@@ -126,12 +126,12 @@ class CrfSpec:
 
     @property
     def halo_px(self) -> int:
-        """What a CRF tile reads around what it keeps, px: 2.5 of the widest spatial kernel at 10 steps, 0.9 more for ten times as many.
+        """What a CRF tile reads around what it keeps, px: 2.2 of the widest spatial kernel at 10 steps, 0.9 more for ten times as many.
 
         A step carries a label about as far as a kernel reaches, ever fainter. What is left of seams at this width and others is measured in
         ``docs/explanation/crf.md``: less than 0.1 % of labels.
         """
-        sigmas = 1.6 + 0.9 * math.log10(self.n_steps)
+        sigmas = 1.3 + 0.9 * math.log10(self.n_steps)
         return math.ceil(round(sigmas * max(self.theta_alpha, self.theta_gamma), 6))
 
     def check_fits(self, *, n_classes: int, n_bands: int) -> None:

@@ -1,6 +1,6 @@
-"""Compare the CRF in tiles with the CRF of a whole scene, for several halos, and print a table (Markdown).
+"""Compare the CRF in tiles with the CRF of a whole scene, for several tiles and halos, and print a table (Markdown).
 
-    python tests/benchmarks/crf_halo.py [--side 4096] [--halos 0,67,134,default,268]
+    python tests/benchmarks/crf_halo.py [--side 4096] [--tiles 1024,2048] [--halos 0,67,134,default,268]
 
 The scene is composed: mirrored copies of the sample scene. So are its probabilities, the shipped model's. The whole
 scene at once needs 5 GB.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -74,36 +75,48 @@ def in_tiles(probabilities: NDArray[np.float32], guide: NDArray[np.float32], spe
         assert read is not None
         where = read.to_slices()
         tile = (np.ascontiguousarray(probabilities[:, *where]), np.ascontiguousarray(guide[:, *where]), np.ones(read.shape, bool))
-        refined = refine_tile(*tile, spec, offset_px=(read.row_off, read.col_off), processor=PROCESSOR)
-        labels[core.to_slices()] = refined.argmax(axis=0)[core.relative_to(read).to_slices()]
+        inner = core.relative_to(read)
+        refined = refine_tile(*tile, spec, offset_px=(read.row_off, read.col_off), core=inner, processor=PROCESSOR)
+        labels[core.to_slices()] = refined.argmax(axis=0)[inner.to_slices()]
     return labels
 
 
 def main() -> None:
-    """Refine the whole scene, then in tiles with every halo, and print the table."""
+    """Refine the whole scene, then in tiles of every size with every halo, and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", type=int, default=4096)
+    parser.add_argument("--tiles", default="1024,2048")
     parser.add_argument("--halos", default="0,67,134,default,268")
     given = parser.parse_args()
     probabilities, guide = inputs(given.side)
     spec = CrfSpec()
     whole = refine_tile(probabilities, guide, np.ones(guide.shape[1:], bool), spec, processor=PROCESSOR).argmax(axis=0)
     changed = (whole != probabilities.argmax(axis=0)).mean()
-    away = np.arange(given.side) % spec.tile_px
-    away = np.minimum(away, spec.tile_px - 1 - away)
-    near = np.minimum(away[:, np.newaxis], away[np.newaxis]) < NEAR_PX
     energy = {name: value for name, value in dataclasses.asdict(spec).items() if name.startswith(("theta", "w_", "n_"))}
-    sys.stdout.write(
-        f"{given.side} x {given.side} px, tiles of {spec.tile_px} px, {energy}; the CRF changes {100 * changed:.1f} %\n\n"
+    sys.stdout.write(f"{given.side} x {given.side} px, {energy}; the CRF changes {100 * changed:.1f} %\n\n")
+    heads = (
+        "tile, px",
+        "halo, px",
+        "labels that differ",
+        f"within {NEAR_PX} px of a tile's edge",
+        "elsewhere",
+        "times its own pixels",
     )
-    sys.stdout.write(f"| halo, px | labels that differ | within {NEAR_PX} px of a tile's edge | elsewhere |\n|---|---|---|---|\n")
-    for name in given.halos.split(","):
+    sys.stdout.write(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n")
+    for tile_px, name in itertools.product(map(int, given.tiles.split(",")), given.halos.split(",")):
         halo_px = spec.halo_px if name == "default" else int(name)
-        differ = in_tiles(probabilities, guide, spec, halo_px) != whole
-        shares = [100 * float(part.mean()) for part in (differ, differ[near], differ[~near])]
+        differ = in_tiles(probabilities, guide, dataclasses.replace(spec, tile_px=tile_px), halo_px) != whole
+        near = _near_edges(given.side, tile_px)
+        shares = " | ".join(f"{100 * float(part.mean()):.3f} %" for part in (differ, differ[near], differ[~near]))
         label = f"**{halo_px} (default)**" if name == "default" else str(halo_px)
-        sys.stdout.write(f"| {label} | {shares[0]:.3f} % | {shares[1]:.3f} % | {shares[2]:.3f} % |\n")
+        sys.stdout.write(f"| {tile_px} | {label} | {shares} | {((tile_px + 2 * halo_px) / tile_px) ** 2:.2f} |\n")
         sys.stdout.flush()
+
+
+def _near_edges(side: int, tile_px: int) -> NDArray[np.bool_]:
+    away = np.arange(side) % tile_px
+    away = np.minimum(away, tile_px - 1 - away)
+    return np.minimum(away[:, np.newaxis], away[np.newaxis]) < NEAR_PX
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python tests/benchmarks/peer_jobs.py TOOL SCENE OUT [--network default|smp.pth] [--crf none|tile|halo] [--sw-batch 1]
 
 The network is the same torch module with the same weights for all: float32, NCHW, eager, on all cores. Its windows are 1024 px with a
-quarter of overlap. The CRF is pydensecrf with the energy that is atrous' default, over tiles of 1024 px of the finished probabilities:
-alone (``tile``), or read with a halo that is cut off afterwards (``halo``).
+quarter of overlap. The CRF is pydensecrf with the energy that is atrous' default, over tiles of the finished probabilities: 1024 px, alone
+(``tile``), or the tiles of atrous, 2048 px, read with its halo, which is cut off afterwards (``halo``).
 
 TOOL is ``loop`` (a plain loop over windows, probabilities averaged where they overlap), ``monai``
 (``sliding_window_inference``, Gaussian weights), ``tiatoolbox`` (``SemanticSegmentor``, network only), or ``whole``
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 SIDE, STEP = 1024, 768
 """Of the network's windows, px."""
-TILE, HALO = 1024, 168
-"""Of the CRF's tiles, px; the halo is the default of atrous for theta_alpha 67."""
+TILES = {"tile": (1024, 0), "halo": (2048, 148)}
+"""Side and halo of the CRF's tiles, px; the second are those of atrous for theta_alpha 67."""
 N_CLASSES = 5
 
 
@@ -162,11 +162,11 @@ _declared: list[torch.library.Library] = []
 """Kept, since the operators of a library go when it is freed."""
 
 
-def refine_tiles(probabilities: NDArray[np.float32], scene: Path, *, halo: int) -> NDArray[np.uint8]:
+def refine_tiles(probabilities: NDArray[np.float32], scene: Path, *, tile: int, halo: int) -> NDArray[np.uint8]:
     """Return labels (height, width) after pydensecrf over tiles, each read with ``halo`` pixels more on all sides."""
     labels = np.empty(probabilities.shape[1:], np.uint8)
     with rasterio.open(scene) as source:
-        for rows, cols in tiles(*labels.shape):
+        for rows, cols in tiles(*labels.shape, tile):
             top, left = max(0, rows.start - halo), max(0, cols.start - halo)
             bottom, right = min(labels.shape[0], rows.stop + halo), min(labels.shape[1], cols.stop + halo)
             pixels = source.read((1, 2, 3), window=Window(left, top, right - left, bottom - top))
@@ -175,10 +175,10 @@ def refine_tiles(probabilities: NDArray[np.float32], scene: Path, *, halo: int) 
     return labels
 
 
-def tiles(height: int, width: int) -> Iterator[tuple[slice, slice]]:
+def tiles(height: int, width: int, side: int) -> Iterator[tuple[slice, slice]]:
     """Give the rows and columns of each CRF tile."""
-    for row, col in itertools.product(range(0, height, TILE), range(0, width, TILE)):
-        yield slice(row, min(row + TILE, height)), slice(col, min(col + TILE, width))
+    for row, col in itertools.product(range(0, height, side), range(0, width, side)):
+        yield slice(row, min(row + side, height)), slice(col, min(col + side, width))
 
 
 def refine(probabilities: NDArray[np.float32], pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -226,7 +226,8 @@ def main() -> None:
         with rasterio.open(given.scene) as source:
             labels = refine(probabilities, source.read((1, 2, 3)))
     else:
-        labels = refine_tiles(probabilities, given.scene, halo=HALO if given.crf == "halo" else 0)
+        tile, halo = TILES[given.crf]
+        labels = refine_tiles(probabilities, given.scene, tile=tile, halo=halo)
     write(labels, given.out)
 
 

@@ -11,7 +11,7 @@ import rasterio
 from compose_scene import compose_mosaic
 from evaluate_memory import cut, make, measure
 from gigapixel import count_lines, execution
-from peer_jobs import SIDE, normalised, offsets, refine, refine_tiles, tiles
+from peer_jobs import SIDE, TILES, normalised, offsets, refine, refine_tiles, tiles
 from PIL import Image
 from watch import watch
 
@@ -23,6 +23,7 @@ from pipeline.normalise import normalise
 from pipeline.scene import Tile
 from pipeline.stretch import Stretch
 from pipeline.window import Window
+from workflows.crf_request import CrfRequest, tilings
 
 HOLD_64_MIB = "import time; held = bytearray(64 << 20); held[::4096] = b'x' * len(held[::4096]); time.sleep({})"
 
@@ -95,17 +96,22 @@ def test_the_peers_minimise_the_default_energy():
     assert (ours.argmax(0) != probabilities.argmax(0)).any()
 
 
-def test_crf_tiles_of_the_peers_with_enough_halo_are_the_whole(tmp_path, monkeypatch):
+def test_the_tiles_of_the_peers_with_a_halo_are_ours():
+    tile, halo = TILES["halo"]
+    assert halo == CrfSpec().halo_px
+    assert tilings(CrfRequest(), CrfSpec())[0].tile_px == tile
+
+
+def test_crf_tiles_of_the_peers_with_enough_halo_are_the_whole(tmp_path):
     shape = (31, 40)
-    monkeypatch.setattr("peer_jobs.TILE", 16)
     pixels, rng = pixels_of(shape) // 16, np.random.default_rng(2)
     with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", count=3, dtype="uint8", height=31, width=40) as scene:
         scene.write(pixels)
     probabilities = rng.dirichlet(np.ones(5), shape).transpose(2, 0, 1).astype(np.float32)
-    assert len(list(tiles(*shape))) == 6
+    assert len(list(tiles(*shape, 16))) == 6
     whole = refine(probabilities, pixels)
-    assert (refine_tiles(probabilities, tmp_path / "a.tif", halo=40) == whole).all()
-    assert (refine_tiles(probabilities, tmp_path / "a.tif", halo=0) != whole).any()
+    assert (refine_tiles(probabilities, tmp_path / "a.tif", tile=16, halo=40) == whole).all()
+    assert (refine_tiles(probabilities, tmp_path / "a.tif", tile=16, halo=0) != whole).any()
 
 
 def test_a_resume_is_given_only_the_options_that_it_knows():

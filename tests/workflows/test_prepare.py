@@ -11,7 +11,7 @@ from pipeline.crf import pydensecrf
 from pipeline.crf.energy import CrfSpec
 from pipeline.crf.presets import PRESETS
 from pipeline.errors import MissingDependencyError, SourceError, SpecError, UnknownModelError
-from pipeline.network.checkpoint import file_sha256, read_model_spec
+from pipeline.network.checkpoint import copy_with_spec, file_sha256, read_model_spec
 from pipeline.network.receptive_field import margin_px
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch
@@ -145,6 +145,60 @@ def test_a_crf_by_preset_becomes_values(raster, request_for):
     prepared = prepare(request_for(raster(), crf=CrfRequest(preset="v1", changes={"n_steps": 4}, backend="torch")))
     assert prepared.spec.crf == dataclasses.replace(PRESETS["v1"].crf, n_steps=4, backend="torch")
     assert prepared.crf_origin == "preset v1, with other n_steps"
+
+
+@pytest.mark.parametrize(
+    ("crf", "grid", "tile_px"),
+    [
+        pytest.param(CrfRequest(), GridRequest(), 2048, id="open"),
+        pytest.param(CrfRequest(), GridRequest(block_px=2048), 2048, id="block of one tile"),
+        pytest.param(CrfRequest(), GridRequest(block_px=3072), 1024, id="block that would share tiles"),
+        pytest.param(CrfRequest(), GridRequest(block_px=512), 1024, id="small blocks"),
+        pytest.param(CrfRequest(backend="torch"), GridRequest(), 1024, id="torch"),
+        pytest.param(CrfRequest(changes={"tile_px": 1024}), GridRequest(), 1024, id="asked for"),
+        pytest.param(CrfRequest(tile_px=1024), GridRequest(), 1024, id="begun"),
+        pytest.param(CrfSpec(), GridRequest(), 1024, id="value by value"),
+    ],
+)
+def test_crf_tiles_are_large_where_nothing_speaks_against_it(raster, request_for, crf, grid, tile_px):
+    spec = prepare(request_for(raster(), crf=crf, grid=grid)).spec
+    assert spec.crf.tile_px == tile_px
+    assert grid.block_px or spec.grid.block_px == 4096
+
+
+def test_a_tile_size_that_a_model_names_stays(other_model, raster, request_for):
+    model = dataclasses.replace(read_model_spec(other_model), crf=CrfSpec(tile_px=512))
+    named = other_model.with_name("named.safetensors")
+    copy_with_spec(other_model, named, model)
+    assert prepare(request_for(raster(), model=str(named), crf=CrfRequest())).spec.crf.tile_px == 512
+
+
+@pytest.mark.parametrize(("largest", "tile_px", "block_px"), [((2048, 2048), 2048, 2048), ((1024, 4096), 1024, 4096)])
+def test_where_memory_is_short_blocks_become_smaller_then_crf_tiles_and_then_windows(
+    raster, request_for, largest, tile_px, block_px
+):
+    def fits(spec, *_):
+        return (spec.crf.tile_px, spec.grid.block_px) <= largest
+
+    prepared = prepare(request_for(raster(), grid=GridRequest(), crf=CrfRequest()), fits=fits)
+    assert (prepared.spec.crf.tile_px, prepared.spec.grid.block_px) == (tile_px, block_px)
+    said = [sentence for sentence in prepared.reasons if "memory is short" in sentence]
+    assert len(said) == 1
+    assert said[0].startswith("block 2048" if tile_px == 2048 else "CRF tile 1024 px: with its halo 1.76 times")
+
+
+def test_windows_become_smaller_only_after_crf_tiles(raster, request_for):
+    tried = []
+
+    def fits(spec, *_):
+        tried.append((spec.crf.tile_px, spec.grid.window_px))
+        return False
+
+    prepare(request_for(raster(height=3000, width=3000), grid=GridRequest(), crf=CrfRequest()), fits=fits)
+    windows = [window for _, window in tried]
+    assert windows == sorted(windows, reverse=True)
+    assert windows[-1] < windows[0]
+    assert all(tile == 1024 for tile, window in tried if window < windows[0])
 
 
 def test_a_resume_sees_a_changed_model(raster, request_for, other_model):
