@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from workflows.crf_request import CrfRequest
+    from workflows.local_workers import ClusterSpec
     from workflows.segment_scene import Execution, Summary
 
 from pipeline.errors import (
@@ -291,13 +292,16 @@ _report_options = _stack(
 @_report_options
 def segment(scene: str, out: Path, **options: Any) -> int:
     """Segment SCENE into the Zarr group OUT; an OUT that the same command made is resumed."""
-    from workflows.segment_scene import segment as run_segment  # noqa: PLC0415  (torch and dask take a second to import)
+    from workflows.local_workers import count_pixels, started_early  # noqa: PLC0415  (dask takes half a second to import)
 
-    request = _request(scene, options)
     if options["dry_run"]:
-        return _print_plan(request, options)
-    with _view(options) as view:
-        summary = run_segment(request, out, _execution(options), view)
+        return _print_plan(_request(scene, options), options)
+    with started_early(_cluster(options), n_pixels=count_pixels(scene)) as early:
+        from workflows.segment_scene import segment as run_segment  # noqa: PLC0415  (torch takes a second, while workers start)
+
+        request, execution = _request(scene, options), _execution(options)
+        with _view(options) as view:
+            summary = run_segment(request, out, execution, view, early=early)
     return _report(summary, as_json=options["json"], quiet=options["quiet"])
 
 
@@ -309,10 +313,14 @@ def segment(scene: str, out: Path, **options: Any) -> int:
 @_report_options
 def resume(out: Path, **options: Any) -> int:
     """Go on with the run that makes OUT."""
-    from workflows.segment_scene import resume as run_resume  # noqa: PLC0415
+    from workflows.local_workers import count_pixels_of_run, started_early  # noqa: PLC0415
 
-    with _view(options) as view:
-        summary = run_resume(out, _execution(options), view)
+    with started_early(_cluster(options), n_pixels=count_pixels_of_run(out)) as early:
+        from workflows.segment_scene import resume as run_resume  # noqa: PLC0415
+
+        execution = _execution(options)
+        with _view(options) as view:
+            summary = run_resume(out, execution, view, early=early)
     return _report(summary, as_json=options["json"], quiet=options["quiet"])
 
 
@@ -469,12 +477,15 @@ def crf() -> None:
 @_report_options
 def refine(store: Path, out: Path, **options: Any) -> int:
     """Refine the probabilities in STORE, an output of segment --probabilities, with another CRF into OUT, without the network."""
-    from workflows.refinement import Refinement  # noqa: PLC0415
-    from workflows.segment_scene import refine as run_refine  # noqa: PLC0415
+    from workflows.local_workers import count_pixels_of_run, started_early  # noqa: PLC0415
 
-    request = Refinement(store=store, crf=_crf_request(options), scene=options["scene"])
-    with _view(options) as view:
-        summary = run_refine(request, out, _execution(options), view)
+    with started_early(_cluster(options), n_pixels=count_pixels_of_run(store)) as early:
+        from workflows.refinement import Refinement  # noqa: PLC0415
+        from workflows.segment_scene import refine as run_refine  # noqa: PLC0415
+
+        request, execution = Refinement(store=store, crf=_crf_request(options), scene=options["scene"]), _execution(options)
+        with _view(options) as view:
+            summary = run_refine(request, out, execution, view, early=early)
     return _report(summary, as_json=options["json"], quiet=options["quiet"])
 
 
@@ -739,23 +750,28 @@ def _label_reading(options: dict[str, Any]) -> Any:
 
 def _execution(options: dict[str, Any]) -> Execution:
     from pipeline.engine.protocol import EngineSpec  # noqa: PLC0415
-    from workflows.cluster import ClusterSpec  # noqa: PLC0415
     from workflows.segment_scene import Execution  # noqa: PLC0415
 
     return Execution(
         engine=EngineSpec(
             device=options["device"], engine=options.get("engine", "auto"), precision=options.get("precision", "auto")
         ),
-        cluster=ClusterSpec(
-            cluster=options["cluster"],
-            scheduler=options["scheduler"],
-            n_workers=options["workers"],
-            threads=options["threads"],
-            block_timeout_s=options["block_timeout"],
-        ),
+        cluster=_cluster(options),
         overwrite=options.get("overwrite", False),
         retry_failed=options.get("retry_failed", False),
         strict=options.get("strict", False),
+    )
+
+
+def _cluster(options: dict[str, Any]) -> ClusterSpec:
+    from workflows.local_workers import ClusterSpec  # noqa: PLC0415
+
+    return ClusterSpec(
+        cluster=options["cluster"],
+        scheduler=options["scheduler"],
+        n_workers=options["workers"],
+        threads=options["threads"],
+        block_timeout_s=options["block_timeout"],
     )
 
 

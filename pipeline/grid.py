@@ -25,6 +25,11 @@ from pipeline.window import Window
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+LARGEST_BLOCK_PX = 4096
+"""Side of a block where none is asked for, px; beyond it, larger blocks save nothing any more."""
+BLOCKS_AT_ONCE = 2
+"""Blocks that a process works on: one computes, the other reads or writes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lattice:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.crf.tile import tile_bytes
 from pipeline.errors import MemoryBudgetError
-from pipeline.grid import Blocks
+from pipeline.grid import BLOCKS_AT_ONCE, Blocks
 from pipeline.network.cells import cells_of
 from pipeline.network.footprint import largest_kernel_bytes, parameter_bytes, peak_activation_bytes
 from pipeline.segment import locate, network_lattice
@@ -34,8 +34,6 @@ _TRACED_SCALES = 1.7
 """At several scales the conversion runs the network once in torch, at full size; measured 1.3 to 1.5 of the activations counted."""
 UNKNOWN_BYTES = 2**60
 """Memory of workers that are not there yet."""
-BLOCKS_AT_ONCE = 2
-"""Blocks that a process works on: one computes, the other reads or writes."""
 _MOST_SEEN_BYTES = 256 * 2**20
 _SAMPLED_BLOCKS = 64
 """Rows of blocks that are looked at for what one leaves to the next; the pattern repeats."""

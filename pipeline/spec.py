@@ -7,13 +7,12 @@ live in `pipeline.engine.protocol.EngineSpec` and in the executors.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SpecError
+from pipeline.json_digest import json_digest
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import SceneSpec
 from pipeline.stretch import Stretch
@@ -150,9 +149,3 @@ class SegmentSpec:
     def digest(self) -> str:
         """Hash the canonical JSON of the spec: 64 hexadecimal digits."""
         return json_digest(self.to_dict())
-
-
-def json_digest(value: Any) -> str:
-    """Hash the canonical JSON of ``value`` with SHA-256: 64 hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -16,7 +16,7 @@ import zarr
 from factories import HERE, SMALL
 from PIL import Image
 
-from workflows import cluster, plan
+from workflows import local_workers, plan
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -170,7 +170,7 @@ def test_no_run_is_there(atrous, home, command):
 
 
 def test_memory_that_is_not_enough(segment, home, monkeypatch):
-    monkeypatch.setattr(cluster, "MEMORY_LIMIT", 10 * 2**20)
+    monkeypatch.setattr(local_workers, "MEMORY_LIMIT", 10 * 2**20)
     expect(segment(), 3, "one worker needs", home)
 
 

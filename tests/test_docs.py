@@ -134,9 +134,10 @@ DASK_SETTINGS = [fence for fence in _of("yaml") if fence.text.startswith("distri
 
 @pytest.mark.parametrize("fence", DASK_SETTINGS, ids=str)
 def test_settings_for_dask_are_known_to_it_and_are_ours(fence):
-    from workflows.cluster import _SETTINGS, _SILENT_SETTINGS
+    from workflows.cluster import _SILENT_SETTINGS
+    from workflows.local_workers import SETTINGS
 
-    ours, known = {**_SETTINGS, **_SILENT_SETTINGS}, _known_to_dask()
+    ours, known = {**SETTINGS, **_SILENT_SETTINGS}, _known_to_dask()
     for name, value in _leaves_of(_documents(fence)[0]):
         assert name in known or ".pre-spawn-environ." in name, f"{fence}: {name}"
         assert value == ours.get(name, value), f"{fence}: {name}"

@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.grid import Lattice
+from pipeline.grid import LARGEST_BLOCK_PX, Lattice
 from pipeline.network.footprint import peak_activation_bytes
 from pipeline.network.multiscale import unit_px
 from pipeline.network.receptive_field import margin_px
@@ -40,8 +40,6 @@ _NEARLY = 1.05
 """Of windows that cost so little more than the cheapest, the largest is taken."""
 _LEAST_PX = 32
 _SAMPLE_PX = 512
-LARGEST_BLOCK_PX = 4096
-"""Where none is asked for; beyond it, larger blocks save nothing any more."""
 _BLOCKS_PX = (LARGEST_BLOCK_PX, 3072, 2048, 1024)
 
 

@@ -22,12 +22,12 @@ from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import SourceError, SpecError
 from pipeline.segment import refine
-from workflows.cluster import count_cores
 from workflows.confusion import SceneMetrics, count_confusion
 from workflows.crf_grid import AXES, CrfGrid
 from workflows.crf_request import CrfRequest, choose
 from workflows.label_reading import LabelReading
 from workflows.labelled_store import LabelledStore, StoreAndLabels, open_labelled, read_labelled_tile
+from workflows.local_workers import count_cores
 from workflows.stored_run import open_stored
 from workflows.trimap import WIDEST_PX, TrimapCounts, count_trimap
 

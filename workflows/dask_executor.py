@@ -28,7 +28,7 @@ from distributed import Client, Future, KilledWorker, WorkerPlugin, as_completed
 
 from pipeline.engine.torch_engine import choose_device, is_healthy
 from pipeline.errors import ClusterLostError, UnfitWorkersError
-from pipeline.memory import BLOCKS_AT_ONCE
+from pipeline.grid import BLOCKS_AT_ONCE
 from workflows.events import BlockFailure, Notice, ignore
 from workflows.executor import MAX_ATTEMPTS, failure_of, pause_s
 from workflows.fitness import examine, with_model

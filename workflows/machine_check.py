@@ -18,8 +18,8 @@ from pipeline.engine.engines import choose_engine
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import choose_device
 from pipeline.gdal_build import gdal_version, missing_drivers
-from workflows.cluster import ClusterSpec, count_cores, share_here
 from workflows.findings import Finding, ok, problem, warning
+from workflows.local_workers import ClusterSpec, count_cores, share_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -22,7 +22,8 @@ from pipeline.scene import open_scene, read_reflected
 from pipeline.segment import locate
 from pipeline.staging import needs_staging
 from pipeline.window import Window
-from workflows.cluster import ClusterSpec, Staffing, share_here, staff
+from workflows.cluster import staff
+from workflows.local_workers import ClusterSpec, Staffing, share_here
 from workflows.worker import conversion_key
 
 if TYPE_CHECKING:

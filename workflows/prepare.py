@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.blend import check_grid
 from pipeline.crf.backends import backend
 from pipeline.errors import SourceError, SpecError
+from pipeline.grid import LARGEST_BLOCK_PX
 from pipeline.network.checkpoint import file_sha256, read_model_spec
 from pipeline.network.image_pooling import with_image_pooling
 from pipeline.network.models import DEFAULT_MODEL, find_model, resolve_model
@@ -19,7 +20,7 @@ from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch, estimate_stretch
-from workflows.choose_grid import LARGEST_BLOCK_PX, GridRequest, complete, coverage, smaller_ones
+from workflows.choose_grid import GridRequest, complete, coverage, smaller_ones
 from workflows.crf_request import CrfRequest, choose, tilings
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.durable_file import discard, make_directory_durably, sync_directory
 from pipeline.errors import LockedError, StoreError, StoreMismatchError
-from pipeline.spec import json_digest
+from pipeline.json_digest import json_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -38,9 +38,9 @@ from pipeline.scene import open_scene, read_reflected
 from pipeline.segment import network_lattice
 from pipeline.spec import SegmentSpec
 from pipeline.store import open_reader
-from workflows.cluster import count_cores
 from workflows.fingerprint import hard_fields, soft_fields
 from workflows.journal_survey import DONE, survey_journal
+from workflows.local_workers import count_cores
 from workflows.prepare import reopen
 from workflows.refinement import reopen_refinement
 from workflows.run_state import RunPaths, check_same, read_record

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from pipeline.staging import needs_staging, stage
 from pipeline.store import create_store, is_store, remove_partials, remove_store
 from workflows.breaker import Breaker
 from workflows.choose_grid import GridRequest
-from workflows.cluster import WORKER_TTL_HINT, ClusterSpec, executor_for, started_early, wait_for_scheduler
+from workflows.cluster import WORKER_TTL_HINT, executor_for, wait_for_scheduler
 from workflows.crf_request import as_begun
 from workflows.events import BlockFailure, Listener, Measuring, Notice, RunStarted, Staging, ignore
 from workflows.failures import write_failures
@@ -37,6 +37,7 @@ from workflows.fingerprint import hard_fields, soft_fields
 from workflows.interrupt import stop_on_signal
 from workflows.journal import Journal
 from workflows.layout import plan_layout, this_software
+from workflows.local_workers import ClusterSpec
 from workflows.plan import Plan, fits_here, make_plan
 from workflows.prepare import Prepared, Request, prepare, reopen
 from workflows.refinement import Refinement, prepare_refinement, reopen_refinement
@@ -59,10 +60,10 @@ if TYPE_CHECKING:
 
     from pipeline.store_layout import StoreLayout
     from pipeline.window import Window
-    from workflows.cluster import EarlyWorkers
     from workflows.events import Outcome
     from workflows.executor import Executor
     from workflows.ledger import Ledger
+    from workflows.local_workers import EarlyWorkers
 
 _PATIENCE_S = 300.0
 """How long a scheduler that went away is waited for, s."""
@@ -121,18 +122,12 @@ class Summary:
         return self.n_done + self.n_nodata == self.n_blocks
 
 
-def segment(request: Request, out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
-    """Segment a scene; an output that the same request made is resumed."""
+def segment(
+    request: Request, out: Path, execution: Execution, listen: Listener = ignore, *, early: EarlyWorkers | None = None
+) -> Summary:
+    """Segment a scene; an output that the same request made is resumed. ``early``: workers that were started for it already."""
     fits, paths = fits_here(execution.cluster, execution.engine), RunPaths(out=out)
-    with started_early(execution.cluster, n_pixels=_count_pixels(SceneSpec(uri=request.scene))) as early:
-        return _run(prepare(_as_begun(request, paths, execution), fits=fits), paths, execution, listen, early)
-
-
-def _count_pixels(spec: SceneSpec) -> int:
-    """Return the pixels of a scene; 0 where it does not open, which whoever reads it will say."""
-    with suppress(PipelineError), open_scene(spec) as scene:
-        return scene.info.height * scene.info.width
-    return 0
+    return _run(prepare(_as_begun(request, paths, execution), fits=fits), paths, execution, listen, early)
 
 
 def _as_begun(request: Request, paths: RunPaths, execution: Execution) -> Request:
@@ -147,24 +142,28 @@ def _as_begun(request: Request, paths: RunPaths, execution: Execution) -> Reques
     return dataclasses.replace(request, grid=grid, crf=None if request.crf is None else as_begun(request.crf, begun.crf))
 
 
-def refine(request: Refinement, out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
-    """Refine the probabilities of an earlier output again, without the network; an output that the same request made is resumed."""
+def refine(
+    request: Refinement, out: Path, execution: Execution, listen: Listener = ignore, *, early: EarlyWorkers | None = None
+) -> Summary:
+    """Refine the probabilities of an earlier output again, without the network; an output that the same request made is resumed.
+
+    ``early``: workers that were started for it already.
+    """
     if out.absolute() == request.store.absolute():
         raise SpecError(f"{out} was given as source and as output; give the output a path of its own")
     paths, fits = RunPaths(out=out), fits_here(execution.cluster, execution.engine)
     if paths.record.exists() and not execution.overwrite:
         request = dataclasses.replace(request, crf=as_begun(request.crf, SegmentSpec.from_dict(read_record(paths).spec).crf))
-    return _run(prepare_refinement(request, fits=fits), paths, execution, listen)
+    return _run(prepare_refinement(request, fits=fits), paths, execution, listen, early)
 
 
-def resume(out: Path, execution: Execution, listen: Listener = ignore) -> Summary:
-    """Go on with the run that makes ``out``."""
+def resume(out: Path, execution: Execution, listen: Listener = ignore, *, early: EarlyWorkers | None = None) -> Summary:
+    """Go on with the run that makes ``out``. ``early``: workers that were started for it already."""
     paths = RunPaths(out=out.absolute())
     with passing_while_locked(paths):
         spec = SegmentSpec.from_dict(read_record(paths).spec)
     prepared = reopen(spec) if spec.probabilities_from is None else reopen_refinement(spec)
-    with started_early(execution.cluster, n_pixels=prepared.scene.height * prepared.scene.width) as early:
-        return _run(prepared, paths, execution, listen, early)
+    return _run(prepared, paths, execution, listen, early)
 
 
 def _run(

@@ -22,15 +22,15 @@ from pipeline.crf.tile import Processor, refine_tile
 from pipeline.engine.engines import open_engine
 from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import BlockError, PipelineError, WeightsError
-from pipeline.grid import Blocks
-from pipeline.memory import BLOCKS_AT_ONCE, seen_windows_bytes
+from pipeline.grid import BLOCKS_AT_ONCE, Blocks
+from pipeline.json_digest import json_digest
+from pipeline.memory import seen_windows_bytes
 from pipeline.network.checkpoint import file_sha256, load_network, read_model_spec
 from pipeline.network.image_pooling import assemble
 from pipeline.network.models import find_model
 from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene, unreadable_in
 from pipeline.seen_windows import SeenWindows
 from pipeline.segment import segment_block, warm_up
-from pipeline.spec import SegmentSpec, json_digest
 from pipeline.store import write_block
 from pipeline.workplace import Workplace
 from workflows.events import BlockIndex, BlockReceipt
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pipeline.network.choices import ImagePooling
     from pipeline.network.spec import ModelSpec, MultiScaleSpec
     from pipeline.segment import BlockResult
+    from pipeline.spec import SegmentSpec
 
     _System = tuple[MultiScaleSpec, ImagePooling | None, tuple[tuple[float, ...], ...]]
 

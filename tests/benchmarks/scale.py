@@ -33,9 +33,9 @@ from pipeline.engine.protocol import EngineSpec
 from pipeline.grid import Blocks
 from pipeline.spec import GridSpec, OutputSpec
 from workflows import dask_executor, segment_scene
-from workflows.cluster import ClusterSpec
 from workflows.events import BlockReceipt, Event, RunStarted
 from workflows.journal import Journal
+from workflows.local_workers import ClusterSpec
 from workflows.prepare import Request
 from workflows.progress import ProgressView
 from workflows.run_state import RunPaths, read_record

@@ -30,10 +30,10 @@ from compose_scene import compose
 
 from pipeline.chart import BLUE, GREY, INK, ORANGE, Panel, Series, draw_chart
 from pipeline.engine.protocol import EngineSpec
-from pipeline.memory import BLOCKS_AT_ONCE
+from pipeline.grid import BLOCKS_AT_ONCE
 from pipeline.spec import GridSpec, OutputSpec
-from workflows.cluster import ClusterSpec
 from workflows.crf_request import CrfRequest
+from workflows.local_workers import ClusterSpec
 from workflows.prepare import Request
 from workflows.run_state import RunPaths
 from workflows.segment_scene import Execution, segment

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SpecError
+from pipeline.json_digest import json_digest
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import SceneSpec
-from pipeline.spec import GridSpec, OutputSpec, SegmentSpec, json_digest
+from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch
 
 SPEC = SegmentSpec(

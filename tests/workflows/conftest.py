@@ -12,8 +12,8 @@ import pytest
 from pipeline.engine.protocol import EngineSpec
 from pipeline.receipt import ChunkReceipt
 from pipeline.spec import GridSpec, OutputSpec
-from workflows.cluster import ClusterSpec
 from workflows.events import BlockReceipt
+from workflows.local_workers import ClusterSpec
 from workflows.prepare import Request
 from workflows.segment_scene import Execution, segment
 

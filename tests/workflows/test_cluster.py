@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -14,9 +16,11 @@ from distributed.comm import CommClosedError
 
 from pipeline.errors import ClusterLostError, MissingDependencyError, SpecError
 from pipeline.memory import UNKNOWN_BYTES
-from workflows import cluster
-from workflows.cluster import ClusterSpec, Staffing, executor_for, is_serial, staff, started_early
+from workflows import cluster, local_workers
+from workflows.cluster import executor_for, is_serial, staff
 from workflows.executor import SerialExecutor
+from workflows.local_workers import ClusterSpec, Staffing, count_pixels, count_pixels_of_run, started_early
+from workflows.segment_scene import segment
 
 GIB = 2**30
 
@@ -36,9 +40,9 @@ def machine(monkeypatch):
     def pretend(cores: int, gib: float) -> None:
         memory = Memory()
         memory.available = int(gib * GIB)
-        monkeypatch.setattr(cluster, "virtual_memory", lambda: memory)
-        monkeypatch.setattr(cluster, "MEMORY_LIMIT", 1000 * GIB)
-        monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda _pid: set(range(cores)))
+        monkeypatch.setattr(local_workers, "virtual_memory", lambda: memory)
+        monkeypatch.setattr(local_workers, "MEMORY_LIMIT", 1000 * GIB)
+        monkeypatch.setattr(local_workers.os, "sched_getaffinity", lambda _pid: set(range(cores)))
 
     return pretend
 
@@ -70,7 +74,7 @@ def test_staff(machine, spec, cores, gib, n_blocks, expected):
 
 def test_the_limit_of_a_container_counts(machine, monkeypatch):
     machine(80, 100)
-    monkeypatch.setattr(cluster, "MEMORY_LIMIT", 10 * GIB)
+    monkeypatch.setattr(local_workers, "MEMORY_LIMIT", 10 * GIB)
     assert staff(ClusterSpec(), n_blocks=100, bytes_of=lambda _threads: 4 * GIB).n_workers == 2
 
 
@@ -125,7 +129,7 @@ def test_only_workers_that_may_fall_silent_are_waited_for(machine, monkeypatch, 
         seen["ttl"] = dask.config.get("distributed.scheduler.worker-ttl")
         raise NoCluster
 
-    monkeypatch.setattr(cluster, "_start", start)
+    monkeypatch.setattr(cluster, "start_cluster", start)
     spec = ClusterSpec(cluster="local")
     staffing = staff(spec, n_blocks=5, bytes_of=one_gib)
     with pytest.raises(NoCluster), executor_for(spec, staffing, n_blocks=5, silent=silent):
@@ -176,7 +180,7 @@ def test_a_scheduler_that_is_not_there_is_a_spec_error(tmp_path, monkeypatch, sc
 @pytest.mark.cluster
 def test_the_scheduler_keeps_nothing_of_what_was_submitted():
     staffing = Staffing(n_workers=1, threads=1, limit_bytes=2**30)
-    with cluster._start(ClusterSpec(n_workers=1), staffing) as local, Client(local) as client:
+    with local_workers.start_cluster(ClusterSpec(n_workers=1), staffing) as local, Client(local) as client:
         for n in range(20):
             assert client.gather(client.map(abs, [-n], key=[f"abs-{n}"])) == [n]
         spans = local.scheduler.extensions["spans"].spans.values()
@@ -243,8 +247,8 @@ def clusters(machine, monkeypatch):
         started.append(Started(staffing))
         return started[-1]
 
-    monkeypatch.setattr(cluster, "_start", start)
-    monkeypatch.setattr(cluster, "_close", lambda one: setattr(one, "closed", True))
+    monkeypatch.setattr(local_workers, "start_cluster", start)
+    monkeypatch.setattr(local_workers, "close_cluster", lambda one: setattr(one, "closed", True))
     return started
 
 
@@ -274,9 +278,24 @@ def test_early_workers_are_ended_where_the_plan_fails(clusters):
 
 
 def test_workers_that_did_not_start_early_are_started_in_their_time(clusters, monkeypatch):
-    monkeypatch.setattr(cluster, "_start", lambda *_: (_ for _ in ()).throw(RuntimeError("no port")))
+    monkeypatch.setattr(local_workers, "start_cluster", lambda *_: (_ for _ in ()).throw(RuntimeError("no port")))
     with started_early(ClusterSpec(), n_pixels=LARGE) as early:
         assert early.take(Staffing(n_workers=1, threads=8, limit_bytes=GIB)) is None
+
+
+def test_nothing_that_starts_workers_early_imports_torch():
+    """That takes as long as all else before the workers start."""
+    code = "import sys, cli, workflows.local_workers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_pixels_of_a_scene_and_of_a_run_are_known_without_its_model(raster, request_for, execution, tmp_path):
+    scene, out = raster(height=70, width=90), tmp_path / "out.zarr"
+    assert count_pixels(str(scene)) == 70 * 90
+    assert count_pixels(str(tmp_path / "nothing.tif")) == 0
+    assert count_pixels_of_run(out) == 0
+    segment(request_for(scene), out, execution())
+    assert count_pixels_of_run(out) == 70 * 90
 
 
 @pytest.mark.parametrize(

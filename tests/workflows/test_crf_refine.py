@@ -26,7 +26,7 @@ from pipeline.spec import OutputSpec
 from pipeline.store import open_layout, read_array, read_labels
 from pipeline.window import Window
 from workflows import executor, export, segment_scene, worker
-from workflows.cluster import ClusterSpec
+from workflows.local_workers import ClusterSpec
 from workflows.refinement import Refinement, prepare_refinement
 from workflows.run_state import RunPaths, read_record
 from workflows.segment_scene import resume

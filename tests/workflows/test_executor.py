@@ -19,7 +19,7 @@ from pipeline.errors import ClusterLostError, UnfitWorkersError
 from pipeline.scene import SceneSpec
 from pipeline.spec import SegmentSpec
 from pipeline.stretch import Stretch
-from workflows import cluster, dask_executor, executor, worker
+from workflows import dask_executor, executor, local_workers, worker
 from workflows.dask_executor import DaskExecutor, Refusal
 from workflows.events import BlockFailure, BlockReceipt
 from workflows.executor import MAX_ATTEMPTS, SerialExecutor
@@ -42,7 +42,7 @@ def client():
 def connected_to(*, n_workers: int):
     """Worker processes with the settings of real runs."""
     path = str(Path(__file__).parent)
-    settings = {**cluster._SETTINGS, "distributed.nanny.pre-spawn-environ.PYTHONPATH": path}
+    settings = {**local_workers.SETTINGS, "distributed.nanny.pre-spawn-environ.PYTHONPATH": path}
     with (
         dask.config.set(settings),
         LocalCluster(

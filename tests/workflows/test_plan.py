@@ -13,7 +13,7 @@ from pipeline.errors import MemoryBudgetError
 from pipeline.grid import Blocks
 from pipeline.segment import crf_lattice, locate
 from pipeline.spec import GridSpec
-from workflows import cluster
+from workflows import local_workers
 from workflows import plan as plan_module
 from workflows.crf_request import CrfRequest
 from workflows.plan import Estimate, _count, calibrate, make_plan
@@ -34,7 +34,7 @@ def plan_for(raster, request_for, execution):
 @pytest.fixture
 def free_bytes(monkeypatch):
     def pretend(n_bytes: int) -> None:
-        monkeypatch.setattr(cluster, "MEMORY_LIMIT", n_bytes)
+        monkeypatch.setattr(local_workers, "MEMORY_LIMIT", n_bytes)
 
     return pretend
 
@@ -100,7 +100,7 @@ def test_an_impossible_plan_names_the_largest_term_and_its_knob(plan_for, raster
 
 def test_what_fits_exactly_is_planned(plan_for, free_bytes, monkeypatch):
     need = plan_for().memory.total_bytes
-    monkeypatch.setattr(cluster, "_USABLE", 1)
+    monkeypatch.setattr(local_workers, "_USABLE", 1)
     free_bytes(need)
     assert plan_for().staffing.limit_bytes == need
     free_bytes(need - 1)

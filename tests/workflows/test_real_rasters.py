@@ -15,8 +15,8 @@ from pipeline.spec import GridSpec
 from pipeline.store import read_labels
 from pipeline.window import Window
 from workflows import export
-from workflows.cluster import ClusterSpec
 from workflows.events import Staging
+from workflows.local_workers import ClusterSpec
 from workflows.prepare import Request
 from workflows.segment_scene import Execution, Summary, segment
 

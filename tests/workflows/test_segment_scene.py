@@ -19,10 +19,10 @@ from pipeline.errors import ClusterLostError, LockedError, SourceError, StoreErr
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.store import open_layout, read_labels
 from pipeline.window import Window
-from workflows import cluster, executor, segment_scene, worker
+from workflows import cluster, executor, local_workers, segment_scene, worker
 from workflows.choose_grid import GridRequest
-from workflows.cluster import ClusterSpec, Staffing
 from workflows.events import BlockFailure, BlockReceipt, Notice, RunStarted, Staging
+from workflows.local_workers import ClusterSpec, Staffing, started_early
 from workflows.report import summary_lines
 from workflows.run_state import RunPaths, locked, read_record
 from workflows.segment_scene import resume, segment
@@ -513,17 +513,17 @@ def on_scheduler(monkeypatch, request_for, execution, scene, out, events):
 
 
 def test_a_large_run_starts_its_workers_once_and_leaves_none(out, scene, monkeypatch, execution, request_for):
-    monkeypatch.setattr(cluster, "LARGEST_BLOCK_PX", 16)
-    pids, start = [], cluster._start
+    pids, start = [], local_workers.start_cluster
 
     def noted(*given):
         started = start(*given)
         pids.extend(nanny.pid for nanny in started.workers.values())
         return started
 
-    monkeypatch.setattr(cluster, "_start", noted)
+    monkeypatch.setattr(local_workers, "start_cluster", noted)
     how = execution(cluster=ClusterSpec(cluster="local", n_workers=1))
-    assert segment(request_for(scene), out, how).succeeded
+    with started_early(how.cluster, n_pixels=5000**2) as early:
+        assert segment(request_for(scene), out, how, early=early).succeeded
     (pid,) = pids
     assert not psutil.pid_exists(pid)
 
