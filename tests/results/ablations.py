@@ -1,11 +1,12 @@
 """What does each part of the papers' networks bring on our tiles? Train it, segment tiles that it never saw, count, keep the counts.
 
-    python tests/results/ablations.py [NAME ...] [--steps 150] [--batch 4] [--seeds 0,1,2] [--threads 1] [--work DIR] [--data DIR]
+    python tests/results/ablations.py [NAME ...] [--steps 300] [--batch 4] [--seeds 0,1,2] [--threads 1] [--work DIR] [--data DIR]
 
 A row of `ablation_rows` is a run: trained on tiles 1, 4, 7 and 8 with the same budget as all others, then run by `atrous segment` over
 tiles 2 and 5, once at one scale and once at several, each also refined by `atrous crf refine`, and compared by `atrous evaluate`. After
 each run its confusion matrices are in ``ablations.json``; a run that is there already is not made again, so that the script can be
-killed and started anew. Rows that are repeated are trained with every seed; with the further seeds they are measured at one scale.
+killed and started anew, and several can run beside each other, each with other names. Rows that are repeated are trained with every
+seed; with the further seeds they are measured at one scale.
 """
 
 from __future__ import annotations
@@ -47,10 +48,12 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).with_name("ablations.json")
 WORK = Path(__file__).resolve().parents[2] / "build" / "ablations"
 TRAIN_TILES, TEST_TILES = (1, 4, 7, 8), (2, 5)
-WINDOW_PX = 256
+WINDOW_PX = 384
+BACKBONE_RATE = 6e-4
+"""At which the backbone of all rows learns at first; their heads do at the rate of the row."""
 CRF = {"w_appearance": "3", "theta_alpha": "30", "theta_beta": "2", "theta_gamma": "1", "n_steps": "5"}
 """On top of the preset v2; docs/how-to/tune-the-crf.md found the first four on tile 2, with the first shipped model and 10 steps."""
-SEGMENT = ("--window", "1024", "--overlap", "128", "--precision", "bf16")
+SEGMENT = ("--window", "512", "--overlap", "128", "--precision", "bf16")
 HERE = ("--cluster", "serial", "--device", "cpu", "--quiet")
 
 
@@ -60,7 +63,9 @@ def main() -> None:
     kept = _read(options.json, _settings(options))
     for row, seed in _wanted(options):
         if not any(one["name"] == row.name and one["seed"] == seed for one in kept["rows"]):
-            kept["rows"].append(_run(row, seed, options))
+            found = _run(row, seed, options)
+            kept = _read(options.json, _settings(options))  # others may have been made beside it
+            kept["rows"].append(found)
             kept["rows"].sort(key=lambda one: ([row.name for row in ROWS].index(one["name"]), one["seed"]))
             _write(options.json, kept)
 
@@ -68,7 +73,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"rows, of {', '.join(row.name for row in ROWS)}; all without")
-    parser.add_argument("--steps", type=int, default=150, help="updates of the weights, the same in all rows")
+    parser.add_argument("--steps", type=int, default=300, help="updates of the weights, the same in all rows")
     parser.add_argument("--batch", type=int, default=4, help=f"windows of {WINDOW_PX} x {WINDOW_PX} px in each of them")
     parser.add_argument("--seeds", default="0,1,2", help="the first is that of all rows, the others of those that are repeated")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
@@ -105,7 +110,8 @@ def _shared(spec: TrainSpec) -> dict[str, Any]:
     """Return those settings of a training that do not differ between rows."""
     chosen = {name: getattr(spec, name) for name in ("schedule", "optimizer", "sampling", "augmentation")}
     values = {name: asdict(one) for name, one in chosen.items()}
-    found: dict[str, Any] = json.loads(json.dumps({**values, "precision": spec.precision}))
+    del values["schedule"]["learning_rate"], values["optimizer"]["backbone_factor"]
+    found: dict[str, Any] = json.loads(json.dumps({**values, "backbone_rate": BACKBONE_RATE, "precision": spec.precision}))
     return found
 
 
@@ -153,6 +159,7 @@ def _run(row: Row, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "date": f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}",
         "network": row.network.to_dict(),
         "loss_scales": list(row.loss_scales),
+        "learning_rate": row.learning_rate,
         "several": asdict(row.several),
         "confusion": found,
     }
@@ -177,10 +184,10 @@ def _training(row: Row, seed: int, options: argparse.Namespace) -> TrainSpec:
             n_steps=options.steps,
             batch=options.batch,
             window_px=WINDOW_PX,
-            learning_rate=2e-3,
+            learning_rate=row.learning_rate,
             checkpoint_every=50,
         ),
-        optimizer=OptimizerSpec(backbone_factor=0.3),
+        optimizer=OptimizerSpec(backbone_factor=BACKBONE_RATE / row.learning_rate),
         loss=LossSpec(scales=row.loss_scales),
         augmentation=Augmentation(scale_range=(0.7, 1.4), jitter=0.15),
     )

@@ -92,11 +92,9 @@ def runs_table(kept: dict[str, Any]) -> str:
     rows = [
         ["steps", f"{schedule['n_steps']}"],
         ["windows in a step", f"{schedule['batch']} of {schedule['window_px']} x {schedule['window_px']} px"],
-        [
-            "learning rate",
-            f"{schedule['learning_rate']:g}, {schedule['policy']} {schedule['power']}, {training['optimizer']['name']}",
-        ],
-        ["of the backbone", f"{training['optimizer']['backbone_factor']:g} times that"],
+        ["learning rate of the backbone", f"{training['backbone_rate']:g}"],
+        ["of what follows it", _rates(runs)],
+        ["rule", f"{training['optimizer']['name']}, {schedule['policy']} {schedule['power']}"],
         ["windows are enlarged by", "{} to {}".format(*training["augmentation"]["scale_range"])],
         ["arithmetic of training", training["precision"]],
         ["trained on", _numbers("tile", kept["settings"]["train_tiles"])],
@@ -111,6 +109,14 @@ def runs_table(kept: dict[str, Any]) -> str:
         ],
     ]
     return markdown_table(["setting", "value"], rows)
+
+
+def _rates(runs: list[dict[str, Any]]) -> str:
+    """Return "0.002 (v3, v3+), 0.001 (v1)"."""
+    papers: dict[float, dict[str, None]] = {}
+    for run in runs:
+        papers.setdefault(run["learning_rate"], {})[_PAPERS[find_row(run["name"]).paper]] = None
+    return ", ".join(f"{rate:g} ({', '.join(papers[rate])})" for rate in sorted(papers, reverse=True))
 
 
 def _minutes(runs: list[dict[str, Any]], name: str) -> str:

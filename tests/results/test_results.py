@@ -70,6 +70,7 @@ def test_a_row_is_the_network_that_was_run(ablations):
         assert NetworkSpec.from_dict(one["network"]) == row.network
         assert one["n_parameters"] == n_parameters(row.network)
         assert tuple(one["loss_scales"]) == row.loss_scales
+        assert one["learning_rate"] == row.learning_rate
         assert tuple(one["several"]["scales"]) == row.several.scales
 
 
