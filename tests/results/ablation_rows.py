@@ -48,8 +48,8 @@ class Row:
     """Backbone and table of these."""
 
 
-# Score layers without normalisation sum thousands of inputs, so that one step at the rate of the others moves scores by more than 10. Of the
-# rates 2e-3, 5e-4, 1e-4 and 3e-5 the last two did best for v2 in trials of 60 to 80 steps; for v1, 1e-3 did better than 2e-4.
+# Score layers without normalisation sum thousands of inputs, so that one step at the rate of the others moves scores by more than 10.
+# Of the rates 2e-3, 5e-4, 1e-4 and 3e-5 the last two did best for v2 in trials of 60 to 80 steps; for v1, 1e-3 did better than 2e-4.
 _RATE_OF_V1, _RATE_OF_V2 = 1e-3, 1e-4
 _COMMON: dict[str, Any] = {"n_classes": 5, "backbone": "mobilenet_v2", "padding": "tf_same"}
 _V1: dict[str, Any] = {
