@@ -184,7 +184,7 @@ def test_where_memory_is_short_blocks_become_smaller_then_crf_tiles_and_then_win
     assert (prepared.spec.crf.tile_px, prepared.spec.grid.block_px) == (tile_px, block_px)
     said = [sentence for sentence in prepared.reasons if "memory is short" in sentence]
     assert len(said) == 1
-    assert said[0].startswith("block 2048" if tile_px == 2048 else "CRF tile 1024 px: with its halo 1.76 times")
+    assert said[0].startswith("block 2048" if tile_px == 2048 else "CRF tile 1024 px: with its halo 1.66 times")
 
 
 def test_windows_become_smaller_only_after_crf_tiles(raster, request_for):
