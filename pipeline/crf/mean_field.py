@@ -17,7 +17,7 @@ import numpy as np
 from numba import float32
 
 from pipeline.compiled import compiled
-from pipeline.crf.lattice import AHEAD, PART_PX
+from pipeline.crf.lattice import PART_PX
 from pipeline.lanes import (
     N_LANES,
     add,
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
+_ROWS_AHEAD = 128
+"""How many rows are under way to the cache in a blur."""
 NO_CLASS = np.float16(-60000)
 """Score of a lane without a class."""
 
@@ -407,21 +409,16 @@ def blur(target: NDArray[np.int16], runs: NDArray[np.int32], start: int, stop: i
     A run is not a loop of its own: that it ends is only a factor of 0, since runs are short and a processor guesses their ends wrong.
     """
     row = len(groups) * N_LANES
-    values, previous = np.empty(row, np.float32), np.zeros(row, np.float32)
     last = len(runs) - 1
-    if start < stop:
-        for lane in range(0, row, N_LANES):
-            store(values, lane, load_half(target, runs[start] * row + lane))
-    for at in range(start, stop):
-        ahead = runs[min(at + AHEAD, last)]
-        prefetch(target, max(ahead, ~ahead) * row)
-        vertex, following = runs[at], runs[min(at + 1, last)]
-        here, there = max(vertex, ~vertex) * row, max(following, ~following) * row
-        goes_on = broadcast(float32(0.5) if vertex >= 0 else float32(0.0))
-        for group in range(len(groups)):
-            lane = group * N_LANES
-            value, beyond = load(values, lane), load_half(target, there + lane)
-            blurred = multiply_add(beyond, goes_on, add(value, load(previous, lane)))
-            store_half(target, here + lane, blurred)
-            store(previous, lane, multiply(value, goes_on))
-            store(values, lane, beyond)
+    for lane in range(0, row if start < stop else 0, N_LANES):
+        # what goes from one row to the next stays in registers: an array for it would be written and read again every time
+        value, previous = load_half(target, runs[start] * row + lane), broadcast(float32(0.0))
+        for at in range(start, stop):
+            ahead = runs[min(at + _ROWS_AHEAD, last)]
+            prefetch(target, max(ahead, ~ahead) * row + lane)
+            vertex, following = runs[at], runs[min(at + 1, last)]
+            here, there = max(vertex, ~vertex) * row + lane, max(following, ~following) * row + lane
+            goes_on = broadcast(float32(0.5) if vertex >= 0 else float32(0.0))
+            beyond = load_half(target, there)
+            store_half(target, here, multiply_add(beyond, goes_on, add(value, previous)))
+            value, previous = beyond, multiply(value, goes_on)
