@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 _ROWS_AHEAD = 128
 """How many rows are under way to the cache in a blur."""
+_PIXELS_AHEAD = 64
+"""The corners of so many pixels further on are under way to the cache when a pixel is scored."""
 NO_CLASS = np.float16(-60000)
 """Score of a lane without a class."""
 
@@ -156,7 +158,7 @@ def update(
                 _score_alone(part.unary, run, n, groups)
             else:
                 _smooth_columns(values.before, start, pitch, (stop - cell + 2 * rim) * row, kernels.taps, run.smoothed)
-                _score(part, kernels, values.sliced, run, n, norms, corners, groups)
+                _score(part, kernels, values, run, n, norms, corners, groups)
             _settle(part, kernels, values, start + rim * (pitch + row), run, n, norms, groups)
             if not step.last:
                 _splat(part.vertex, part.weight, values.splatted, run, n, corners, groups)
@@ -211,15 +213,20 @@ def _score_alone(unary: NDArray[np.int16], run: Run, n: int, groups: tuple[int, 
 def _score(
     part: PartPixels,
     kernels: Kernels,
-    sliced: NDArray[np.int16],
+    values: Values,
     run: Run,
     n: int,
     norms: Floats,
     corners: tuple[int, ...],
     groups: tuple[int, ...],
 ) -> None:
-    """Score every class by its log P and by what both kernels bring from other pixels."""
+    """Score every class by its log P and by what both kernels bring from other pixels.
+
+    Rows of corners are far apart, so they are asked for before they are needed: those to slice of a later pixel, those to splat of this one.
+    """
     row = len(groups) * N_LANES
+    vertex, sliced, splatted = part.vertex, values.sliced, values.splatted
+    ahead, last_corner = np.uintp(_PIXELS_AHEAD * len(corners)), np.uintp(len(vertex) - 1)
     for at in range(n):
         pixel, column = run.pixels[at], run.columns[at]
         norm = norms[column]
@@ -233,7 +240,10 @@ def _score(
                 smoothness = multiply_add(beside, broadcast(kernels.taps[np.uintp(tap)]), smoothness)
             for k in range(len(corners)):
                 corner = first_corner + np.uintp(k)
-                value = load_half(sliced, part.vertex[corner] * row + lane)
+                there = vertex[corner] * row + lane
+                prefetch(sliced, vertex[min(corner + ahead, last_corner)] * row + lane)
+                prefetch(splatted, there)
+                value = load_half(sliced, there)
                 appearance = multiply_add(value, broadcast(part.weight[corner]), appearance)
             message = multiply_add(smoothness, to_smoothness, multiply(appearance, to_appearance))
             if len(kernels.costs) == 0:
