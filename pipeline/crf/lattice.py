@@ -53,8 +53,10 @@ N_CHUNKS = 16
 """Into how many pieces the work on vertices is cut; more than there are threads, so that they end together."""
 
 
-AHEAD = 32
+_AHEAD = 32
 """How many questions to a table are under way at once."""
+ROWS_AHEAD = 128
+"""How many rows are under way to the cache in a blur."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,8 +333,8 @@ def _number(asked: Keys, keys: Keys, n_keys: int, table: Keys, numbers: NDArray[
     """Look up keys; those that are not in the table yet get the next numbers. Return how many keys there are now."""
     last = np.uint64(len(table) - 1)
     for at in range(len(asked)):
-        if at + AHEAD < len(asked):
-            prefetch(table, np.int64(_slot(asked[at + AHEAD], table)))
+        if at + _AHEAD < len(asked):
+            prefetch(table, np.int64(_slot(asked[at + _AHEAD], table)))
         key = asked[at]
         slot = _slot(key, table)
         while table[slot] != key:
@@ -414,8 +416,8 @@ def _chains(keys: Keys, table: Keys, radix: Keys, direction: int) -> tuple[NDArr
     step = np.array([n * radix[n] - every + own, own - radix[n]])  # from remainder 0, from others
     last = np.uint64(len(table) - 1)
     for number in range(len(keys)):
-        if number + AHEAD < len(keys):
-            ahead = keys[number + AHEAD]
+        if number + _AHEAD < len(keys):
+            ahead = keys[number + _AHEAD]
             prefetch(table, np.int64(_slot(ahead + step[np.int64(ahead >= radix[n])], table)))
         key = keys[number] + step[np.int64(keys[number] >= radix[n])]
         slot = _slot(key, table)

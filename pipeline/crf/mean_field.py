@@ -17,7 +17,7 @@ import numpy as np
 from numba import float32
 
 from pipeline.compiled import compiled
-from pipeline.crf.lattice import PART_PX
+from pipeline.crf.lattice import PART_PX, ROWS_AHEAD
 from pipeline.lanes import (
     N_LANES,
     add,
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 
-_ROWS_AHEAD = 128
-"""How many rows are under way to the cache in a blur."""
 _PIXELS_AHEAD = 64
 """The corners of so many pixels further on are under way to the cache when a pixel is scored."""
 NO_CLASS = np.float16(-60000)
@@ -222,7 +220,7 @@ def _score(
 ) -> None:
     """Score every class by its log P and by what both kernels bring from other pixels.
 
-    Rows of corners are far apart, so they are asked for before they are needed: those to slice of a later pixel, those to splat of this one.
+    Rows of corners are far apart, so they are asked for early: those to slice of a later pixel, and those to splat of this one.
     """
     row = len(groups) * N_LANES
     vertex, sliced, splatted = part.vertex, values.sliced, values.splatted
@@ -424,7 +422,7 @@ def blur(target: NDArray[np.int16], runs: NDArray[np.int32], start: int, stop: i
         # what goes from one row to the next stays in registers: an array for it would be written and read again every time
         value, previous = load_half(target, runs[start] * row + lane), broadcast(float32(0.0))
         for at in range(start, stop):
-            ahead = runs[min(at + _ROWS_AHEAD, last)]
+            ahead = runs[min(at + ROWS_AHEAD, last)]
             prefetch(target, max(ahead, ~ahead) * row + lane)
             vertex, following = runs[at], runs[min(at + 1, last)]
             here, there = max(vertex, ~vertex) * row + lane, max(following, ~following) * row + lane

@@ -11,7 +11,8 @@ import numpy as np
 from numba import float32
 
 from pipeline.compiled import compiled
-from pipeline.crf.lattice import N_CHUNKS, PART_PX
+from pipeline.crf.lattice import N_CHUNKS, PART_PX, ROWS_AHEAD
+from pipeline.lanes import prefetch
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -69,20 +70,16 @@ def _gather(values: Floats, copies: Floats, copied: NDArray[np.int32]) -> None:
 @compiled
 def _blur(values: Floats, runs: NDArray[np.int32], start: int, stop: int) -> None:
     """Blur along one direction, in place; a run ends with ~vertex."""
-    half = float32(0.5)
-    previous = float32(0.0)
+    last = len(runs) - 1
+    value, previous = values[max(runs[start], ~runs[start])] if start < stop else float32(0.0), float32(0.0)
     for at in range(start, stop):
-        vertex = runs[at]
-        ended = vertex < 0
-        here = ~vertex if ended else vertex
-        value = values[here]
-        if ended:
-            values[here] = value + half * previous
-            previous = float32(0.0)
-        else:
-            following = runs[at + 1]
-            values[here] = value + half * (previous + values[max(following, ~following)])
-            previous = value
+        ahead = runs[min(at + ROWS_AHEAD, last)]
+        prefetch(values, max(ahead, ~ahead))
+        vertex, following = runs[at], runs[min(at + 1, last)]
+        goes_on = float32(0.5) if vertex >= 0 else float32(0.0)
+        beyond = values[max(following, ~following)]
+        values[max(vertex, ~vertex)] = value + (previous + goes_on * beyond)
+        value, previous = beyond, goes_on * value
 
 
 @compiled
