@@ -5,13 +5,16 @@ stdout carries results and JSON, stderr progress and messages.
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import gc
 import json
 import logging
 import os
 import sys
 import tomllib
 import warnings
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from workflows.crf_request import CrfRequest
-    from workflows.local_workers import ClusterSpec
+    from workflows.local_workers import ClusterSpec, EarlyWorkers
     from workflows.segment_scene import Execution, Summary
 
 from pipeline.errors import (
@@ -37,6 +40,7 @@ from pipeline.errors import (
     UnfitWorkersError,
     WeightsError,
 )
+from pipeline.keep_memory import keep_freed_memory
 
 EXIT_UNEXPECTED, EXIT_USAGE, EXIT_MISMATCH, EXIT_QUARANTINED = 1, 2, 3, 4
 EXIT_BAD_INPUT, EXIT_CANNOT_WRITE, EXIT_TRY_AGAIN = 65, 73, 75
@@ -58,6 +62,7 @@ _stderr = Console(stderr=True)
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    atexit.register(gc.freeze)  # what is left ends with the process: to look for garbage in it would take half a second
     warnings.filterwarnings("ignore", message="Dataset has no geotransform")
     try:
         code = atrous.main(standalone_mode=False, auto_envvar_prefix="ATROUS")
@@ -292,11 +297,11 @@ _report_options = _stack(
 @_report_options
 def segment(scene: str, out: Path, **options: Any) -> int:
     """Segment SCENE into the Zarr group OUT; an OUT that the same command made is resumed."""
-    from workflows.local_workers import count_pixels, started_early  # noqa: PLC0415  (dask takes half a second to import)
+    from workflows.local_workers import count_pixels  # noqa: PLC0415  (dask takes half a second to import)
 
     if options["dry_run"]:
         return _print_plan(_request(scene, options), options)
-    with started_early(_cluster(options), n_pixels=count_pixels(scene)) as early:
+    with _workers_begun(options, count_pixels(scene)) as early:
         from workflows.segment_scene import segment as run_segment  # noqa: PLC0415  (torch takes a second, while workers start)
 
         request, execution = _request(scene, options), _execution(options)
@@ -313,9 +318,9 @@ def segment(scene: str, out: Path, **options: Any) -> int:
 @_report_options
 def resume(out: Path, **options: Any) -> int:
     """Go on with the run that makes OUT."""
-    from workflows.local_workers import count_pixels_of_run, started_early  # noqa: PLC0415
+    from workflows.local_workers import count_pixels_of_run  # noqa: PLC0415
 
-    with started_early(_cluster(options), n_pixels=count_pixels_of_run(out)) as early:
+    with _workers_begun(options, count_pixels_of_run(out)) as early:
         from workflows.segment_scene import resume as run_resume  # noqa: PLC0415
 
         execution = _execution(options)
@@ -477,9 +482,9 @@ def crf() -> None:
 @_report_options
 def refine(store: Path, out: Path, **options: Any) -> int:
     """Refine the probabilities in STORE, an output of segment --probabilities, with another CRF into OUT, without the network."""
-    from workflows.local_workers import count_pixels_of_run, started_early  # noqa: PLC0415
+    from workflows.local_workers import count_pixels_of_run  # noqa: PLC0415
 
-    with started_early(_cluster(options), n_pixels=count_pixels_of_run(store)) as early:
+    with _workers_begun(options, count_pixels_of_run(store)) as early:
         from workflows.refinement import Refinement  # noqa: PLC0415
         from workflows.segment_scene import refine as run_refine  # noqa: PLC0415
 
@@ -763,6 +768,17 @@ def _execution(options: dict[str, Any]) -> Execution:
     )
 
 
+@contextmanager
+def _workers_begun(options: dict[str, Any], n_pixels: int) -> Iterator[EarlyWorkers | None]:
+    """Begin the workers of a large job; None for another one, whose blocks may be this process's own work."""
+    from workflows.local_workers import started_early  # noqa: PLC0415
+
+    with started_early(_cluster(options), n_pixels=n_pixels) as early:
+        if early is None:
+            keep_freed_memory()
+        yield early
+
+
 def _cluster(options: dict[str, Any]) -> ClusterSpec:
     from workflows.local_workers import ClusterSpec  # noqa: PLC0415
 
@@ -787,6 +803,7 @@ def _print_plan(request: Any, options: dict[str, Any]) -> int:
     from workflows.prepare import prepare  # noqa: PLC0415
     from workflows.report import plan_lines  # noqa: PLC0415
 
+    keep_freed_memory()  # as the workers do, whose time is foretold
     execution = _execution(options)
     prepared = prepare(request, fits=fits_here(execution.cluster, execution.engine))
     made = make_plan(prepared, execution.cluster, execution.engine)

@@ -5,8 +5,10 @@ Nothing here imports torch: the command line starts the workers of a large job f
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -39,6 +41,9 @@ _CORES_PER_PROCESS = 16
 those windows again, and hold the weights again."""
 
 _CLOSE_S = 5.0
+_BEGIN_S = 1.0
+"""How long the plan waits at most for the first worker to begin."""
+_LOOK_S = 0.01
 
 SETTINGS: dict[str, Any] = {
     # A killed worker blames every block it held; few are held, and suspects are tried again alone.
@@ -60,9 +65,10 @@ SETTINGS: dict[str, Any] = {
     "distributed.admin.tick.limit": "1 hour",
     "distributed.nanny.pre-spawn-environ.GDAL_CACHEMAX": "128",
     "distributed.nanny.pre-spawn-environ.GDAL_NUM_THREADS": "ALL_CPUS",  # decodes the tiles of one read side by side
-    # What a tile has used is kept for the next one: mapped anew each time, clearing its pages takes a fifth of the CRF's time.
+    # What a tile has used is kept for the next one: mapped anew each time, clearing its pages takes a fifth of the CRF's time. As long as
+    # nothing is mapped, that holds for arrays of any size.
     "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": "1",
-    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_MAX_": "0",
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
 }
 
@@ -149,6 +155,14 @@ class EarlyWorkers:
         self._pool = ThreadPoolExecutor(1)
         self._cluster: Future[LocalCluster] | None = self._pool.submit(self._begin, spec)
 
+    def wait_for_process(self) -> None:
+        """Return when the first process has begun: whatever the caller imports meanwhile would keep this one from beginning it."""
+        give_up = time.monotonic() + _BEGIN_S
+        while not multiprocessing.active_children() and self._cluster is not None and not self._cluster.done():
+            if time.monotonic() > give_up:
+                return
+            time.sleep(_LOOK_S)
+
     def _begin(self, spec: ClusterSpec) -> LocalCluster:
         with dask.config.set(SETTINGS):
             return start_cluster(spec, self._staffing)
@@ -174,6 +188,7 @@ def started_early(spec: ClusterSpec, *, n_pixels: int) -> Iterator[EarlyWorkers 
         yield None
         return
     with closing(EarlyWorkers(spec)) as early:
+        early.wait_for_process()
         yield early
 
 

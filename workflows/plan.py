@@ -232,6 +232,7 @@ def _crf_seconds_per_pixel(plan: Plan, tile: Tile, probabilities: NDArray[np.flo
     guide, valid = spec.stretch.apply(tile.pixels[:, :side, :side]), np.ones((side, side), bool)
     small = np.s_[..., :_WARM_UP_PX, :_WARM_UP_PX]
     refine_tile(sample[small], guide[small], valid[small], crf, processor=processor)  # compiles
+    refine_tile(sample, guide, valid, crf, processor=processor)  # takes the memory that later tiles get for nothing
     started = time.perf_counter()
     refine_tile(sample, guide, valid, crf, processor=processor)
     elapsed = time.perf_counter() - started
