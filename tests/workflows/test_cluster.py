@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
+import threading
+import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -281,6 +284,24 @@ def test_workers_that_did_not_start_early_are_started_in_their_time(clusters, mo
     monkeypatch.setattr(local_workers, "start_cluster", lambda *_: (_ for _ in ()).throw(RuntimeError("no port")))
     with started_early(ClusterSpec(), n_pixels=LARGE) as early:
         assert early.take(Staffing(n_workers=1, threads=8, limit_bytes=GIB)) is None
+
+
+def test_the_plan_begins_when_a_worker_has_begun_not_when_all_are_ready(clusters, monkeypatch):
+    ready = threading.Event()
+
+    def start(_spec, staffing):
+        process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        process.start()
+        assert ready.wait(60)
+        process.kill()
+        process.join()
+        return Started(staffing)
+
+    monkeypatch.setattr(local_workers, "start_cluster", start)
+    with started_early(ClusterSpec(), n_pixels=LARGE):
+        assert multiprocessing.active_children()
+        ready.set()
+    assert not multiprocessing.active_children()
 
 
 def test_nothing_that_starts_workers_early_imports_torch():
