@@ -144,7 +144,9 @@ def test_the_chosen_backend_is_timed_after_it_was_warmed_up(plan_for, execution,
     monkeypatch.setattr(plan_module, "refine_tile", spy)
     plan = plan_for(crf=dataclasses.replace(CRF, backend=backend, n_steps=1, skip_above=0.5))
     assert calibrate(plan, execution().engine).crf_s > 0
-    assert seen == [((32, 32), 3, backend, 1.0, 1), *[((768, 768), 3, backend, 1.0, 1)] * 2], "once to compile, once to take memory"
+    assert seen == [((32, 32), 3, backend, 1.0, 1), *[((768, 768), 3, backend, 1.0, 1)] * 2], (
+        "once to compile, once to take memory"
+    )
 
 
 def test_one_timed_window_is_scaled_up(plan_for, execution):
