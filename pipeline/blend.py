@@ -17,21 +17,40 @@ comes from a window in which it sees all that it would see in the whole scene.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.blended import BlendedHere
 from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pipeline.blended import Blended
     from pipeline.fused import Positions
     from pipeline.grid import Lattice
     from pipeline.network.cells import Cells
     from pipeline.network.choices import Alignment
     from pipeline.spec import Blend, GridSpec
     from pipeline.window import Window
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WindowParts:
+    """Which part of a window goes where, and with which weights."""
+
+    rows: Positions
+    """For each row of pixels of the part: the cell before it, the cell after it, the share of the latter (`Cells.between`)."""
+    cols: Positions
+    """The same for its columns."""
+    row_weights: NDArray[np.float32]
+    """(height,); the weight of a pixel is the product of its row's and its column's."""
+    col_weights: NDArray[np.float32]
+    """(width,)."""
+    onto: tuple[slice, slice]
+    """Where the part lies in the target, rows and columns."""
 
 
 class Blender:
@@ -42,7 +61,7 @@ class Blender:
         self._lattice = lattice
         self._blend: Blend = blend
         self._sum = np.zeros((n_classes, *target.shape), np.float32)
-        self._between = cells.between(lattice.size_px)
+        self._cells = cells
 
     def add(self, index: tuple[int, int], scores: NDArray[np.float32]) -> None:
         """Add the window ``index`` of the lattice.
@@ -56,19 +75,13 @@ class Blender:
         """
         from pipeline.fused import add_window  # noqa: PLC0415  (numba takes 60 MiB; who only plans or coordinates blends nothing)
 
-        window = self._lattice.window(index)
-        common = window.intersect(self._target)
-        if common is None:
-            return
-        rows, cols = common.relative_to(window).to_slices()
-        add_window(
-            scores,
-            _part(self._between, rows),
-            _part(self._between, cols),
-            shares(self._lattice, index[0], n=self._lattice.n_rows, blend=self._blend)[rows],
-            shares(self._lattice, index[1], n=self._lattice.n_cols, blend=self._blend)[cols],
-            self._sum[:, *common.relative_to(self._target).to_slices()],
-        )
+        parts = window_parts(self._lattice, index, self._target, blend=self._blend, cells=self._cells)
+        if parts is not None:
+            add_window(scores, parts.rows, parts.cols, parts.row_weights, parts.col_weights, self._sum[:, *parts.onto])
+
+    def blended(self) -> Blended:
+        """Return the mean as what a block goes on with."""
+        return BlendedHere(self._sum)
 
     def result(self) -> NDArray[np.float32]:
         """Return the mean: (classes, height, width) float32, summing to 1; less where a window that covers the pixel was not added."""
@@ -100,6 +113,23 @@ def axis_weights(lattice: Lattice, index: int, *, n: int, blend: Blend) -> NDArr
         return np.ones(lattice.size_px, np.float32)
     ramp = np.minimum(position, lattice.size_px - position) / np.float32(overlap)
     return np.asarray(np.minimum(ramp, np.float32(1)), np.float32)
+
+
+def window_parts(lattice: Lattice, index: tuple[int, int], target: Window, *, blend: Blend, cells: Cells) -> WindowParts | None:
+    """Return what the window ``index`` of the lattice gives to ``target``; None where they do not touch."""
+    window = lattice.window(index)
+    common = window.intersect(target)
+    if common is None:
+        return None
+    between = cells.between(lattice.size_px)
+    rows, cols = common.relative_to(window).to_slices()
+    return WindowParts(
+        rows=_part(between, rows),
+        cols=_part(between, cols),
+        row_weights=shares(lattice, index[0], n=lattice.n_rows, blend=blend)[rows],
+        col_weights=shares(lattice, index[1], n=lattice.n_cols, blend=blend)[cols],
+        onto=common.relative_to(target).to_slices(),
+    )
 
 
 def _part(between: Positions, part: slice) -> Positions:

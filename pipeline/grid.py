@@ -29,6 +29,13 @@ LARGEST_BLOCK_PX = 4096
 """Side of a block where none is asked for, px; beyond it, larger blocks save nothing any more."""
 BLOCKS_AT_ONCE = 2
 """Blocks that a process works on: one computes, the other reads or writes."""
+BLOCKS_AT_ONCE_CUDA = 8
+"""The same where a CUDA device computes: it takes a fifth of the time in which a core reads or writes the block."""
+
+
+def blocks_at_once(device: str) -> int:
+    """Return how many blocks a process works on whose network runs on ``device``: ``cpu``, ``cuda``, ``cuda:1`` ..."""
+    return BLOCKS_AT_ONCE_CUDA if device.startswith("cuda") else BLOCKS_AT_ONCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,7 +84,15 @@ class MemoryBound:
         )
 
 
-def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, n_at_once: int, engine: RunsNetwork = "torch") -> MemoryBound:
+def bound(
+    spec: SegmentSpec,
+    scene: SceneInfo,
+    model: ModelSpec,
+    *,
+    n_at_once: int,
+    engine: RunsNetwork = "torch",
+    blocks_at_once: int = BLOCKS_AT_ONCE,
+) -> MemoryBound:
     """Work out the peak memory of one worker on the largest block of a scene.
 
     Parameters
@@ -95,6 +103,8 @@ def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, n_at_once: i
         Network windows at once (`windows_at_once`).
     engine
         What runs the network (`choose_engine`).
+    blocks_at_once
+        Blocks that the worker has at once.
     """
     n_bands, n_classes = len(model.bands), len(model.classes)
     write, predict, read = _largest_windows(spec, scene)
@@ -103,11 +113,11 @@ def bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, n_at_once: i
     runs_network = spec.probabilities_from is None
     terms = [
         MemoryTerm(name="process", n_bytes=_PROCESS_BYTES + (_weights(model, engine) if runs_network else 0), knob=""),
-        MemoryTerm(name="pixels read", n_bytes=(BLOCKS_AT_ONCE + 1) * read * (n_bands * item_bytes + 1), knob=smaller_block),
+        MemoryTerm(name="pixels read", n_bytes=(blocks_at_once + 1) * read * (n_bands * item_bytes + 1), knob=smaller_block),
         MemoryTerm(name="block probabilities", n_bytes=predict * 4 * n_classes, knob=smaller_block),
         MemoryTerm(
             name="labels and chunks",
-            n_bytes=write * (8 + BLOCKS_AT_ONCE * (4 + (n_classes * 3 if spec.output.probabilities else 0))),
+            n_bytes=write * (8 + blocks_at_once * (4 + (n_classes * 3 if spec.output.probabilities else 0))),
             knob=smaller_block,
         ),
     ]

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from pipeline.blend import Blender
+from pipeline.blended import BlendedHere
 from pipeline.crf.tile import ONE_THREAD, Processor, refine_tile
+from pipeline.engine.engines import blender_for, loader_for
 from pipeline.errors import BlockError, SourceError, StoreError
 from pipeline.grid import Blocks, Lattice
-from pipeline.labels import dequantise, quantise
+from pipeline.labels import dequantise
 from pipeline.network.cells import Cells
-from pipeline.normalise import normalise
 from pipeline.scene import Scene, Tile, read_reflected
 from pipeline.seen_windows import NO_SCORES, SeenWindows
 from pipeline.store import read_array
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.blended import Blended
     from pipeline.crf.energy import CrfSpec
-    from pipeline.engine.protocol import Engine
+    from pipeline.engine.protocol import Engine, Load
     from pipeline.network.spec import ModelSpec
     from pipeline.spec import SegmentSpec
 
@@ -91,38 +93,47 @@ def segment_block(
 
     ``engine`` is None where ``spec`` names an earlier output whose probabilities are refined.
     """
-    from pipeline.classify import classify  # noqa: PLC0415  (numba takes 60 MiB; who only plans or coordinates classifies nothing)
-
     workplace = workplace or Workplace()
     clock, seen = workplace.clock, workplace.seen
     windows = locate(index, shape=scene.info.shape, spec=spec)
     with contextlib.ExitStack() as stack:
-        leave_entry = stack.enter_context(workplace.entered())
-        with clock.stage("read"):
-            tile = read_reflected(scene, _still_to_read(windows, spec, seen))
-        if not tile.valid[windows.write.relative_to(tile.window).to_slices()].any():
-            return None
+        leave_entry = stack.enter_context(workplace.held("entry"))
+        to_read = _still_to_read(windows, spec, seen)
         stack.enter_context(seen.promised(windows.shared))
-        stack.enter_context(workplace.computing())
+        with clock.stage("read"):
+            tile = read_reflected(scene, to_read)
+        valid = tile.valid[windows.write.relative_to(tile.window).to_slices()]
+        if not valid.any():
+            return None
+        stack.enter_context(workplace.held("room"))
         if engine:
             with clock.stage("network"):
-                known, tile = _remember(scene, tile, windows, spec, seen, engine.cells)
-                blended = predict(tile, windows, engine=engine, model=model, spec=spec, seen=seen, known=known)
+                load = loader_for(engine, tile, stretch=spec.stretch, model=model)
+        leave_turn = stack.enter_context(workplace.held("turn"))
+        if engine:
+            with clock.stage("network"):
+                known, enough = _remember(scene, tile, windows, spec, seen, engine.cells)
+                if enough is not tile:
+                    tile, load = enough, loader_for(engine, enough, stretch=spec.stretch, model=model)
+                blended = predict(tile, windows, engine=engine, model=model, spec=spec, seen=seen, known=known, load=load)
                 _forget(windows, spec, seen, engine.cells)
-            tile = tile.crop(windows.predict)  # what only the network needed is given back
         else:
             with clock.stage("recall"):
-                blended = recall(tile, windows, spec=spec)
+                blended = BlendedHere(recall(tile, windows, spec=spec))
         leave_entry()
         inside = windows.write.relative_to(windows.predict).to_slices()
-        refined, valid = blended[:, *inside], tile.valid[inside]
+        final, part = blended, inside
         if spec.crf is not None:
+            tile = tile.crop(windows.predict)  # what only the network needed is given back
             with clock.stage("crf"):
-                refined = refine(blended, tile, windows, spec=spec, crf=spec.crf, processor=workplace.processor)
+                refined = refine(blended.probabilities(), tile, windows, spec=spec, crf=spec.crf, processor=workplace.processor)
+            final, part = BlendedHere(refined), np.s_[:, :]
+        elif engine and engine.device != "cpu":
+            leave_turn()  # the device goes on with the next block
         with clock.stage("label"):
-            labels, confidence = classify(refined, valid)
-            probabilities = quantise(blended[:, *inside] * valid) if spec.output.probabilities else None
-    return BlockResult(labels=labels, confidence=confidence, probabilities=probabilities)
+            labels, confidence = final.classify(part, valid)
+            stored = blended.quantise(inside, valid) if spec.output.probabilities else None
+    return BlockResult(labels=labels, confidence=confidence, probabilities=stored)
 
 
 def locate(index: tuple[int, int], *, shape: tuple[int, int], spec: SegmentSpec) -> BlockWindows:
@@ -157,20 +168,19 @@ def predict(  # noqa: PLR0913
     spec: SegmentSpec,
     seen: SeenWindows | None = None,
     known: Mapping[tuple[int, int], NDArray[np.float32]] = MappingProxyType({}),
-) -> NDArray[np.float32]:
-    """Run the network over the windows of a block and blend: (classes, height, width) float32 over ``windows.predict``.
+    load: Callable[[Window], Load] | None = None,
+) -> Blended:
+    """Run the network over the windows of a block and blend: the probabilities over ``windows.predict``, where the engine is.
 
-    Those that are ``known`` are not computed again, and ``tile`` need not cover them; what later blocks need is given to ``seen``.
+    Those that are ``known`` are not computed again, and ``tile`` need not cover them; what later blocks need is given to ``seen``. ``load``
+    is ``tile`` as `loader_for` gives it, where that has been done already.
     """
     lattice = network_lattice(windows.shape, spec)
-    blender = Blender(windows.predict, lattice, n_classes=len(model.classes), blend=spec.grid.blend, cells=engine.cells)
+    blender = blender_for(engine, windows.predict, lattice, n_classes=len(model.classes), blend=spec.grid.blend)
     seen = seen or SeenWindows(0)
-
-    def load(index: tuple[int, int]) -> Callable[[], NDArray[np.float32]]:
-        return lambda: normalise(tile, lattice.window(index), stretch=spec.stretch, model=model)
-
+    load = load or loader_for(engine, tile, stretch=spec.stretch, model=model)
     empty = {index for index in windows.network if index not in known and not _sees_data(tile, lattice.window(index))}
-    fresh = engine.scores(load(index) for index in windows.network if index not in known and index not in empty)
+    fresh = engine.scores(load(lattice.window(index)) for index in windows.network if index not in known and index not in empty)
     for index in windows.network:
         scores = known.get(index)
         if scores is None:
@@ -179,7 +189,7 @@ def predict(  # noqa: PLR0913
             seen.keep(index, scores, uses=windows.shared.get(index, 0))
         if scores.size:
             blender.add(index, scores)
-    return blender.result()
+    return blender.blended()
 
 
 def recall(tile: Tile, windows: BlockWindows, *, spec: SegmentSpec) -> NDArray[np.float32]:
@@ -233,12 +243,10 @@ def refine(
 
 def warm_up(n_classes: int) -> None:
     """Load the compiled loops that blend and classify: from the cache it takes half a second, the first time of all some seconds."""
-    from pipeline.classify import classify  # noqa: PLC0415
-
     one = Window.of_shape((1, 1))
     blender = Blender(one, Lattice(shape=(1, 1), size_px=1, step_px=1), n_classes=n_classes, blend="taper", cells=Cells())
     blender.add((0, 0), np.zeros((n_classes, 1, 1), np.float32))
-    classify(blender.result(), np.ones((1, 1), bool))
+    blender.blended().classify((slice(1), slice(1)), np.ones((1, 1), bool))
 
 
 def network_lattice(shape: tuple[int, int], spec: SegmentSpec) -> Lattice:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.crf.tile import ONE_THREAD, Processor
 from pipeline.seen_windows import SeenWindows
@@ -46,23 +46,17 @@ class Workplace:
     """Network windows that an earlier block left."""
     turn: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
     """Held while the block computes: others of the process read and write meanwhile."""
+    room: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
+    """Held while the block lies on the network's device; a few do at a time."""
     entry: contextlib.AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
     """Held from reading a block until its network is through: then no other block's pixels lie in memory beside the network's."""
     clock: StageClock = field(default_factory=StageClock)
     """Takes the time of the block's stages."""
 
     @contextlib.contextmanager
-    def entered(self) -> Iterator[Callable[[], None]]:
-        """Hold the entry, and give what leaves it early."""
+    def held(self, what: Literal["entry", "room", "turn"]) -> Iterator[Callable[[], None]]:
+        """Wait for the entry, the room or the turn, hold it, and give what leaves it early."""
         with contextlib.ExitStack() as stack:
             with self.clock.stage("wait"):
-                stack.enter_context(self.entry)
+                stack.enter_context(getattr(self, what))
             yield stack.close
-
-    @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
-        """Wait for the turn, and hold it."""
-        with contextlib.ExitStack() as stack:
-            with self.clock.stage("wait"):
-                stack.enter_context(self.turn)
-            yield

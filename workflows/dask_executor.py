@@ -28,7 +28,7 @@ from distributed import Client, Future, KilledWorker, WorkerPlugin, as_completed
 
 from pipeline.engine.torch_engine import choose_device, is_healthy
 from pipeline.errors import ClusterLostError, UnfitWorkersError
-from pipeline.grid import BLOCKS_AT_ONCE
+from pipeline.grid import BLOCKS_AT_ONCE, blocks_at_once
 from workflows.events import BlockFailure, Notice, ignore
 from workflows.executor import MAX_ATTEMPTS, failure_of, pause_s
 from workflows.fitness import examine, with_model
@@ -165,6 +165,7 @@ class DaskExecutor:
         self._restarting: set[str] = set()
         self._looked_s = -_LOOK_S
         self._block_s = 1.0
+        self._at_once = BLOCKS_AT_ONCE
 
     @property
     def dashboard(self) -> str | None:
@@ -269,6 +270,7 @@ class DaskExecutor:
             if not isinstance(receipt, Refusal):
                 self._block_s += _PACE * (receipt.seconds - self._block_s)
                 self._limit.learn(receipt.seconds)
+                self._at_once = max(self._at_once, blocks_at_once(receipt.device))
         return results
 
     def _gather(self, finished: dict[str, Future], timeout_s: float) -> dict[str, BlockReceipt | Refusal]:
@@ -390,4 +392,4 @@ class DaskExecutor:
             self._threads = {worker: n for worker, n in threads.items() if worker not in self._left_out}
             self._looked_s = time.monotonic()
         ahead = min(_MOST_AHEAD, math.ceil(_AHEAD_S / max(self._block_s, 1e-9)))
-        return sum(max(min(n, BLOCKS_AT_ONCE) + 1, ahead) for n in self._threads.values()) or 2
+        return sum(max(min(n, self._at_once) + 1, ahead) for n in self._threads.values()) or 2

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import dask.config
@@ -22,14 +23,13 @@ from distributed.system import MEMORY_LIMIT
 from psutil import virtual_memory
 
 from pipeline.errors import MissingDependencyError, PipelineError, SpecError
-from pipeline.grid import BLOCKS_AT_ONCE, LARGEST_BLOCK_PX
+from pipeline.grid import BLOCKS_AT_ONCE, BLOCKS_AT_ONCE_CUDA, LARGEST_BLOCK_PX
 from pipeline.scene import SceneSpec, open_scene
 from workflows.run_state import RunPaths, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
-    from pathlib import Path
 
 Cluster = Literal["local", "cuda", "serial"]
 
@@ -39,6 +39,9 @@ _USABLE = 0.8
 _CORES_PER_PROCESS = 16
 """One process keeps so many busy: its blocks share the windows on their edges, and compute without the GIL. More processes would compute
 those windows again, and hold the weights again."""
+
+_DRIVER_SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
+"""Linux, a container on it, Windows' Linux."""
 
 _CLOSE_S = 5.0
 _BEGIN_S = 1.0
@@ -126,6 +129,11 @@ def usable_bytes() -> int:
 def count_cores() -> int:
     """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def may_have_cuda() -> bool:
+    """Tell whether a driver for CUDA is here; torch, which knows more, takes a second to import."""
+    return any(Path(sign).exists() for sign in _DRIVER_SIGNS)
 
 
 def count_pixels(scene: str) -> int:
@@ -236,7 +244,7 @@ def start_cluster(spec: ClusterSpec, staffing: Staffing) -> Any:
         return _start_cuda(staffing)
     return LocalCluster(
         n_workers=staffing.n_workers,
-        threads_per_worker=BLOCKS_AT_ONCE,
+        threads_per_worker=BLOCKS_AT_ONCE_CUDA if may_have_cuda() else BLOCKS_AT_ONCE,
         memory_limit=staffing.limit_bytes,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
@@ -255,7 +263,7 @@ def _start_cuda(staffing: Staffing) -> Any:
         ) from cause
     return LocalCUDACluster(
         n_workers=staffing.n_workers,
-        threads_per_worker=BLOCKS_AT_ONCE,
+        threads_per_worker=BLOCKS_AT_ONCE_CUDA,
         memory_limit=staffing.limit_bytes,
         device_memory_limit=None,
     )

@@ -12,12 +12,11 @@ import numpy as np
 
 from pipeline import memory
 from pipeline.crf.tile import Processor, refine_tile
-from pipeline.engine.engines import choose_engine, open_engine, predict_windows
-from pipeline.engine.torch_engine import choose_device, windows_at_once
-from pipeline.grid import Blocks
+from pipeline.engine.engines import choose_engine, loader_for, open_engine, predict_loaded, windows_at_once
+from pipeline.engine.torch_engine import choose_device
+from pipeline.grid import Blocks, blocks_at_once
 from pipeline.network.checkpoint import load_network
 from pipeline.network.image_pooling import assemble
-from pipeline.normalise import normalise
 from pipeline.scene import open_scene, read_reflected
 from pipeline.segment import locate
 from pipeline.staging import needs_staging
@@ -163,7 +162,14 @@ def fits_here(cluster: ClusterSpec, engine: EngineSpec) -> Fits:
 
 def _bound(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, engine: EngineSpec) -> MemoryBound:
     """Return the memory bound of a worker that runs ``engine``."""
-    return memory.bound(spec, scene, model, n_at_once=windows_at_once(engine), engine=choose_engine(engine))
+    return memory.bound(
+        spec,
+        scene,
+        model,
+        n_at_once=windows_at_once(engine, window_px=spec.grid.window_px),
+        engine=choose_engine(engine),
+        blocks_at_once=blocks_at_once(str(choose_device(engine))),
+    )
 
 
 def make_plan(prepared: Prepared, cluster: ClusterSpec, engine: EngineSpec, *, n_blocks_left: int | None = None) -> Plan:
@@ -202,12 +208,15 @@ def calibrate(plan: Plan, engine: EngineSpec) -> Estimate:
     runner = open_engine(system, engine, window_px=spec.grid.window_px, cache_key=conversion_key(spec))
     with open_scene(spec.scene) as scene:
         tile = read_reflected(scene, _middle(prepared.scene.shape, max(_SAMPLE_PX, spec.grid.window_px)))
-    window = dataclasses.replace(tile.window, height=spec.grid.window_px, width=spec.grid.window_px)
-    pixels = normalise(tile, window, stretch=spec.stretch, model=model)[np.newaxis]
-    predict_windows(runner, pixels)
-    n_windows = _SAMPLE_WINDOWS * windows_at_once(engine)
+    side = spec.grid.window_px
+    window = dataclasses.replace(tile.window, height=side, width=side)
+    load = loader_for(runner, tile, stretch=spec.stretch, model=model)(window)
+    n_windows = _SAMPLE_WINDOWS * windows_at_once(engine, window_px=side)
+    probabilities = next(predict_loaded(runner, [load], side_px=side)).probabilities()
     started = time.perf_counter()
-    probabilities = predict_windows(runner, np.repeat(pixels, n_windows, axis=0))[0]
+    for one in predict_loaded(runner, [load] * n_windows, side_px=side):
+        last = one
+    last.classify((slice(None), slice(None)), np.ones((side, side), bool))  # a device has done all of them by then
     window_s = (time.perf_counter() - started) / n_windows
     return Estimate(
         network_s=plan.n_windows * window_s / plan.staffing.n_workers,

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.blend import Blender
 from pipeline.classify import classify
 from pipeline.crf.tile import Processor, refine_tile
+from pipeline.engine.engines import blender_for
 from pipeline.engine.openvino_engine import has_openvino
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import choose_device
@@ -301,10 +301,10 @@ def _blend(
     look: _Look, scores: Iterator[NDArray[np.float32]], engine: Engine, spec: SegmentSpec, n_classes: int
 ) -> NDArray[np.float32]:
     """Return the probabilities of what is needed: (classes, height, width) float32."""
-    blender = Blender(look.local(look.needed), look.lattice, n_classes=n_classes, blend=spec.grid.blend, cells=engine.cells)
+    blender = blender_for(engine, look.local(look.needed), look.lattice, n_classes=n_classes, blend=spec.grid.blend)
     for index in look.indices:
         blender.add(index, next(scores))
-    return blender.result()
+    return blender.blended().probabilities()
 
 
 def _before(start: int, needed: int, step: int) -> int:

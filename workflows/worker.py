@@ -11,18 +11,21 @@ import json
 import socket
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from pipeline.crf.tile import Processor, refine_tile
 from pipeline.engine.engines import open_engine
+from pipeline.engine.on_device import DeviceRooms
 from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import BlockError, PipelineError, WeightsError
-from pipeline.grid import BLOCKS_AT_ONCE, Blocks
+from pipeline.grid import BLOCKS_AT_ONCE, BLOCKS_AT_ONCE_CUDA, Blocks
 from pipeline.json_digest import json_digest
 from pipeline.memory import seen_windows_bytes
 from pipeline.network.checkpoint import file_sha256, load_network, read_model_spec
@@ -32,21 +35,23 @@ from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene, unreadable_i
 from pipeline.seen_windows import SeenWindows
 from pipeline.segment import segment_block, warm_up
 from pipeline.store import write_block
+from pipeline.turns import Queue
 from pipeline.workplace import Workplace
 from workflows.events import BlockIndex, BlockReceipt
 from workflows.run_state import RunPaths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
-    from pipeline.engine.protocol import Engine, EngineSpec
+    from pipeline.engine.protocol import Engine, EngineSpec, Load
     from pipeline.network.cells import Cells
     from pipeline.network.choices import ImagePooling
     from pipeline.network.spec import ModelSpec, MultiScaleSpec
     from pipeline.segment import BlockResult
     from pipeline.spec import SegmentSpec
+    from pipeline.turns import Place
 
     _System = tuple[MultiScaleSpec, ImagePooling | None, tuple[tuple[float, ...], ...]]
 
@@ -54,11 +59,12 @@ _local = threading.local()
 _WARM_UP_PX = 32
 _loading = threading.Lock()
 _keeping = threading.Lock()
-_turn = threading.Lock()
-"""Held by the block that computes: its stages use all threads of the process."""
-_entry = threading.Lock()
-"""Held by a block from reading to the end of its network, where a CRF follows: that takes longer, and the next block is read meanwhile."""
-_slots = threading.BoundedSemaphore(BLOCKS_AT_ONCE)
+_queue = Queue()
+"""Blocks take their turns in the order in which they came. One computes at a time: its stages use all threads of the process. Where a CRF
+follows, one at a time is between reading and the end of its network: the CRF takes longer, and the next block is read meanwhile."""
+_slots = {"cpu": threading.BoundedSemaphore(BLOCKS_AT_ONCE), "cuda": threading.BoundedSemaphore(BLOCKS_AT_ONCE_CUDA)}
+_ROOMS = 2
+"""Blocks that lie on a device at a time: one computes, another is copied there or back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +90,13 @@ class BlockJob:
 def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1) -> BlockReceipt:
     """Segment the block ``index``, write it, and return when its bytes are durable.
 
-    Of several threads of a process two do a block at a time: one computes, the other reads or writes.
+    Of several threads of a process a few do a block at a time: one computes, the others read or write.
     """
-    with _slots:
-        return _process(job, index, attempt)
+    with _slots[choose_device(job.engine).type], _queue.joined() as place:
+        return _process(job, index, attempt, place)
 
 
-def _process(job: BlockJob, index: BlockIndex, attempt: int) -> BlockReceipt:
+def _process(job: BlockJob, index: BlockIndex, attempt: int, place: Place) -> BlockReceipt:
     started = time.perf_counter()
     model = _read_model(job.spec.model_path)
     engine = None if job.spec.probabilities_from is not None else _EngineOnDemand(job)
@@ -99,8 +105,11 @@ def _process(job: BlockJob, index: BlockIndex, attempt: int) -> BlockReceipt:
     workplace = Workplace(
         processor=processor,
         seen=_seen_windows(job, scene.info),
-        turn=_turn,
-        entry=contextlib.nullcontext() if job.spec.crf is None else _entry,
+        turn=place.turn("turn"),
+        entry=contextlib.nullcontext() if job.spec.crf is None else place.turn("entry"),
+        room=contextlib.nullcontext()
+        if engine is None or engine.device == "cpu"
+        else _rooms(engine.device).taken(place.turn("room")),
     )
     result = segment_block(index, scene=scene, engine=engine, model=model, spec=job.spec, workplace=workplace)
     with workplace.clock.stage("write"):
@@ -146,7 +155,7 @@ class _EngineOnDemand:
         """As the loaded engine says."""
         return self._engine.cells
 
-    def scores(self, windows: Iterable[Callable[[], NDArray[np.float32]]]) -> Iterator[NDArray[np.float32]]:
+    def scores(self, windows: Iterable[Load]) -> Iterator[NDArray[np.float32]]:
         """As the loaded engine does."""
         return self._engine.scores(windows)
 
@@ -160,9 +169,12 @@ class _EngineOnDemand:
 def make_ready(job: BlockJob) -> None:
     """Load the network and the compiled code of a job; what fails here fails again, and is told, with the first block."""
     with contextlib.suppress(PipelineError):
-        model = load_engine(job.spec, job.engine)[1]
-        n_classes, n_bands = len(model.classes), len(model.bands)
-        warm_up(n_classes)
+        engine, model = load_engine(job.spec, job.engine)
+        n_classes, n_bands, window_px = len(model.classes), len(model.bands), job.spec.grid.window_px
+        if engine is None or engine.device == "cpu":
+            warm_up(n_classes)
+        else:  # its libraries are loaded with the first window
+            deque(engine.scores([lambda: np.zeros((n_bands, window_px, window_px), np.float32)]), maxlen=0)
         if job.spec.crf is not None:
             side = _WARM_UP_PX
             shares = np.full((n_classes, side, side), 1 / n_classes, np.float32)
@@ -224,6 +236,11 @@ def _seen_windows(job: BlockJob, scene: SceneInfo) -> SeenWindows:
 @lru_cache(maxsize=1)
 def _keep_seen_windows(_run_id: str, limit_bytes: int) -> SeenWindows:
     return SeenWindows(limit_bytes)
+
+
+@lru_cache(maxsize=1)
+def _rooms(device: str) -> DeviceRooms:
+    return DeviceRooms(torch.device(device), n_blocks=_ROOMS)
 
 
 def _scene(job: BlockJob) -> Scene:

@@ -406,8 +406,9 @@ def marginals(
                     store(state, lane, values)
                     sums = add(sums, values)
                 whole = total(sums)
-                for k in range(refined.shape[0]):
-                    refined[k, y, x] = state[k] / whole
+                if whole > 0:  # after a single step, pixels that were left out have no state
+                    for k in range(refined.shape[0]):
+                        refined[k, y, x] = state[k] / whole
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Which engine runs a network here?"""
+"""Which engine runs a network here, and what takes windows to it and scores from it?"""
 
 from __future__ import annotations
 
@@ -6,19 +6,30 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from pipeline.blend import Blender
+from pipeline.engine.device_engine import DeviceEngine, windows_at_once_there
+from pipeline.engine.on_device import DeviceBlender, DeviceTile
 from pipeline.engine.openvino_engine import OpenVinoEngine, has_openvino, require_openvino
 from pipeline.engine.torch_engine import TorchEngine, choose_device
 from pipeline.errors import SpecError
 from pipeline.grid import Lattice
+from pipeline.normalise import normalise
 from pipeline.window import Window
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from numpy.typing import NDArray
 
-    from pipeline.engine.protocol import Engine, EngineSpec, RunsNetwork
+    from pipeline.blended import Blended
+    from pipeline.engine.protocol import Engine, EngineSpec, Load, RunsNetwork
     from pipeline.network.multiscale import MultiScale
+    from pipeline.network.spec import ModelSpec
+    from pipeline.scene import Tile
+    from pipeline.spec import Blend
+    from pipeline.stretch import Stretch
 
 
 def choose_engine(spec: EngineSpec) -> RunsNetwork:
@@ -41,7 +52,7 @@ def choose_engine(spec: EngineSpec) -> RunsNetwork:
                 "--engine openvino was asked for on a CUDA device; it runs on the CPU: add --device cpu, or use --engine torch"
             )
         return "openvino"
-    if spec.engine == "torch" or not on_cpu or spec.precision == "fp16" or not has_openvino():
+    if spec.engine == "torch" or not on_cpu or spec.precision in ("fp16", "tf32") or not has_openvino():
         return "torch"
     return "openvino"
 
@@ -50,7 +61,15 @@ def open_engine(network: MultiScale, spec: EngineSpec, *, window_px: int, cache_
     """Return a running network for windows of ``window_px``; ``cache_key`` says what it is where its conversion may be kept."""
     if choose_engine(spec) == "openvino":
         return OpenVinoEngine(network, spec, window_px=window_px, cache_key=cache_key)
-    return TorchEngine(network, spec)
+    device = choose_device(spec)
+    if device.type == "cpu":
+        return TorchEngine(network, spec)
+    return DeviceEngine(network, spec, device=device, window_px=window_px)
+
+
+def windows_at_once(spec: EngineSpec, *, window_px: int) -> int:
+    """Return how many windows of a size an engine of ``spec`` would see at once here, without loading anything."""
+    return spec.threads if choose_device(spec).type == "cpu" else windows_at_once_there(window_px)
 
 
 def predict_windows(engine: Engine, windows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -67,12 +86,33 @@ def predict_windows(engine: Engine, windows: NDArray[np.float32]) -> NDArray[np.
     -------
     (n, classes, side, side) float32, 0 to 1.
     """
-    side = windows.shape[-1]
-    target = Window.of_shape((side, side))
-    lattice = Lattice(shape=(side, side), size_px=side, step_px=side)
-    answers = []
-    for scores in engine.scores(partial(np.asarray, window) for window in windows):
-        blender = Blender(target, lattice, n_classes=len(scores), blend="taper", cells=engine.cells)
+    loads = [partial(np.asarray, window) for window in windows]
+    return np.stack([one.probabilities() for one in predict_loaded(engine, loads, side_px=windows.shape[-1])])
+
+
+def predict_loaded(engine: Engine, loads: Iterable[Load], *, side_px: int) -> Iterator[Blended]:
+    """Yield the probabilities of whole windows of ``side_px`` as they come, where the engine is.
+
+    ``loads`` give them as `Engine.scores` takes them.
+    """
+    target = Window.of_shape((side_px, side_px))
+    lattice = Lattice(shape=(side_px, side_px), size_px=side_px, step_px=side_px)
+    for scores in engine.scores(loads):
+        blender = blender_for(engine, target, lattice, n_classes=len(scores), blend="taper")
         blender.add((0, 0), scores)
-        answers.append(blender.result())
-    return np.stack(answers)
+        yield blender.blended()
+
+
+def blender_for(engine: Engine, target: Window, lattice: Lattice, *, n_classes: int, blend: Blend) -> Blender | DeviceBlender:
+    """Return what blends windows where the engine is."""
+    if engine.device == "cpu":
+        return Blender(target, lattice, n_classes=n_classes, blend=blend, cells=engine.cells)
+    device = torch.device(engine.device)
+    return DeviceBlender(target, lattice, n_classes=n_classes, blend=blend, cells=engine.cells, device=device)
+
+
+def loader_for(engine: Engine, tile: Tile, *, stretch: Stretch, model: ModelSpec) -> Callable[[Window], Load]:
+    """Return what makes of a network window of a tile what `Engine.scores` takes; on a device, the tile is copied there first."""
+    if engine.device == "cpu":
+        return lambda window: partial(normalise, tile, window, stretch=stretch, model=model)
+    return DeviceTile(tile, stretch=stretch, model=model, device=torch.device(engine.device)).load

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from pipeline.errors import SpecError
 
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
     from pipeline.network.cells import Cells
 
+    Load = Callable[[], Any]
+    """Gives a normalised window: a (bands, height, width) float32 array, or such a tensor on the engine's own device."""
+
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 EngineName = Literal["auto", "torch", "openvino"]
 RunsNetwork = Literal["torch", "openvino"]
 
@@ -30,7 +33,7 @@ class EngineSpec:
     engine: EngineName = "auto"
     """``auto`` takes OpenVINO on the CPU where it is installed, else torch."""
     precision: Precision = "auto"
-    """``auto`` is fp32, the only one whose labels are the reference."""
+    """``auto`` is fp32, the only one whose labels are the reference. ``tf32``, of CUDA devices, rounds what convolutions multiply."""
     threads: int = 1
     """Windows at once on the CPU, each in a thread of its own."""
 
@@ -46,7 +49,7 @@ class EngineSpec:
             raise SpecError(f"{self.threads} threads were asked for; choose 1 or more")
 
     @property
-    def used_precision(self) -> Literal["fp32", "bf16", "fp16"]:
+    def used_precision(self) -> Literal["fp32", "tf32", "bf16", "fp16"]:
         """The precision that ``precision`` means."""
         return "fp32" if self.precision == "auto" else self.precision
 
@@ -66,7 +69,7 @@ class Engine(Protocol):
     def cells(self) -> Cells:
         """How scores lie over pixels."""
 
-    def scores(self, windows: Iterable[Callable[[], NDArray[np.float32]]]) -> Iterator[NDArray[np.float32]]:
+    def scores(self, windows: Iterable[Load]) -> Iterator[NDArray[np.float32]]:
         """Yield the scores of windows, in their order; several are at work at once, a few ahead of the one that is yielded.
 
         Parameters

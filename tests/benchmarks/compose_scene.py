@@ -74,7 +74,14 @@ def _random_piece(mosaic: NDArray[np.uint8], rng: np.random.Generator) -> NDArra
 
 
 def _create(dest: Path, profile: dict[str, Any]) -> Any:
-    layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "lzw", "bigtiff": "if_safer"}
+    layout = {
+        "tiled": True,
+        "blockxsize": 512,
+        "blockysize": 512,
+        "compress": "lzw",
+        "bigtiff": "if_safer",
+        "num_threads": "all_cpus",
+    }
     return rasterio.open(dest, "w", driver="GTiff", **profile, **layout)
 
 

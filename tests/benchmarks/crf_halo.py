@@ -55,9 +55,8 @@ def inputs(side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         shape = scene.info.shape
         windows = locate((0, 0), shape=shape, spec=spec)
         tile = read_reflected(scene, windows.read)
-    real = predict(
-        tile, windows, engine=TorchEngine(MultiScale(network, MultiScaleSpec()), EngineSpec(device="cpu")), model=model, spec=spec
-    )
+    engine = TorchEngine(MultiScale(network, MultiScaleSpec()), EngineSpec(device="cpu"))
+    real = predict(tile, windows, engine=engine, model=model, spec=spec).probabilities()
     guide = spec.stretch.apply(tile.pixels[:, *windows.predict.relative_to(windows.read).to_slices()])
     rows, cols = (np.pad(np.arange(n), (0, max(0, side - n)), mode="reflect")[:side] for n in shape)
     return tuple(np.ascontiguousarray(array[:, rows][:, :, cols]) for array in (real, guide))

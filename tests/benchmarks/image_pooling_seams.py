@@ -92,7 +92,7 @@ class _Runs:
         windows = locate((0, 0), shape=self._scene.info.shape, spec=spec)
         tile = read_reflected(self._scene, windows.read)
         engine = TorchEngine(system, EngineSpec(device="cpu", threads=2))
-        return predict(tile, windows, engine=engine, model=self._model, spec=spec)
+        return predict(tile, windows, engine=engine, model=self._model, spec=spec).probabilities()
 
 
 def _inner(scene: Scene, margin: int) -> tuple[slice, slice, slice]:

@@ -303,3 +303,16 @@ def test_other_threads_go_on_meanwhile():
     ticker.join()
     inside = [started, *(at for at in ticks if started < at < started + took), started + took]
     assert max(np.diff(inside)) < took / 2
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3])
+def test_pixels_that_are_kept_are_the_same_where_the_last_step_leaves_out_the_others(n_steps):
+    shape = (60, 70)
+    probabilities, guide = scores(shape, 3, noise=False), imagery(shape)
+    spec = CrfSpec(theta_alpha=7.0, theta_beta=13.0, theta_gamma=1.0, n_steps=n_steps)
+    core = Window(row_off=10, col_off=20, height=30, width=25)
+    whole = refine_tile(probabilities, guide, everywhere(shape), spec)
+    found = refine_tile(probabilities, guide, everywhere(shape), spec, core=core)
+    inside = core.to_slices()
+    assert found[:, *inside].tobytes() == whole[:, *inside].tobytes()
+    np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-3)

@@ -11,10 +11,10 @@ import torch
 from factories import lively_network, texture, tiny_model_spec
 
 from pipeline.engine import openvino_engine
-from pipeline.engine.engines import choose_engine, open_engine, predict_windows
+from pipeline.engine.engines import choose_engine, open_engine, predict_windows, windows_at_once
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import TorchEngine, choose_device, is_healthy, windows_at_once
-from pipeline.errors import BlockError, MissingDependencyError, SpecError
+from pipeline.engine.torch_engine import choose_device, is_healthy
+from pipeline.errors import MissingDependencyError, SpecError
 from pipeline.network.checkpoint import load_network
 from pipeline.network.image_pooling import assemble
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
@@ -28,7 +28,6 @@ from pipeline.window import Window
 ROOT = Path(__file__).parents[2]
 
 CPU = EngineSpec(device="cpu", engine="torch")
-gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 engines = pytest.mark.parametrize("name", ["torch", "openvino"])
 """Both, on the CPU."""
 
@@ -294,7 +293,7 @@ def test_fp16_is_refused_by_openvino(network):
 def test_cuda_where_there_is_none_is_refused(monkeypatch, network):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SpecError, match=r"--device cuda.*use --device cpu"):
-        TorchEngine(MultiScale(network, MultiScaleSpec()), EngineSpec(device="cuda"))
+        open_(network, "torch", device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -304,7 +303,18 @@ def test_cuda_where_there_is_none_is_refused(monkeypatch, network):
 def test_auto_takes_cuda_where_there_is_one(monkeypatch, device, available, expected, windows):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     assert choose_device(EngineSpec(device=device)).type == expected
-    assert windows_at_once(EngineSpec(device=device)) == windows
+    assert windows_at_once(EngineSpec(device=device), window_px=1024) == windows
+
+
+@pytest.mark.parametrize(("window_px", "windows"), [(64, 64), (512, 16), (1024, 4), (1500, 1), (2304, 1)])
+def test_a_device_sees_as_many_windows_as_fill_it(monkeypatch, window_px, windows):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert windows_at_once(EngineSpec(), window_px=window_px) == windows
+
+
+def test_tf32_is_for_devices(network):
+    with pytest.raises(SpecError, match=r"--precision tf32.*only CUDA devices have it: use fp32 or bf16"):
+        open_(network, "auto", precision="tf32")
 
 
 def test_the_engine_says_where_it_runs(network):
@@ -316,61 +326,13 @@ def test_the_engine_says_where_it_runs(network):
     [
         pytest.param({"device": "tpu"}, r"device 'tpu'.*auto, cpu, cuda", id="device"),
         pytest.param({"engine": "onnx"}, r"engine 'onnx'.*auto, torch, openvino", id="engine"),
-        pytest.param({"precision": "fp8"}, r"precision 'fp8'.*auto, fp32, bf16, fp16", id="precision"),
+        pytest.param({"precision": "fp8"}, r"precision 'fp8'.*auto, fp32, tf32, bf16, fp16", id="precision"),
         pytest.param({"threads": 0}, r"0 threads.*1 or more", id="threads"),
     ],
 )
 def test_an_engine_that_cannot_be_is_refused(settings, message):
     with pytest.raises(SpecError, match=message):
         EngineSpec(**settings)
-
-
-@pytest.mark.parametrize("n", [pytest.param(n, marks=gpu) for n in (1, 3, 4, 9)])
-def test_cuda_gives_what_the_cpu_gives(network, n):
-    windows = windows_of(n)
-    cuda = open_(network, "torch", device="cuda")
-    found = predict_windows(cuda, windows)
-    np.testing.assert_allclose(found, predict_windows(open_(network, "torch"), windows), rtol=0, atol=1e-3)
-    assert found.tobytes() == predict_windows(cuda, windows).tobytes()
-
-
-@pytest.mark.parametrize("side", [pytest.param(side, marks=gpu) for side in (64, 256)])
-def test_on_cuda_a_window_gets_the_same_bytes_at_any_place_of_a_batch(network, side):
-    cuda, windows = open_(network, "torch", side=side, device="cuda"), windows_of(4, side)
-    assert predict_windows(cuda, windows[::-1])[::-1].tobytes() == predict_windows(cuda, windows).tobytes()
-
-
-@pytest.fixture
-def engine_on_cpu(network):
-    return TorchEngine(MultiScale(network, MultiScaleSpec()), CPU)
-
-
-@pytest.mark.parametrize(("fits", "n_calls"), [(4, [4]), (2, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])])
-def test_a_batch_that_the_device_cannot_hold_is_halved(engine_on_cpu, fits, n_calls):
-    engine, calls = engine_on_cpu, []
-
-    def forward(batch):
-        calls.append(len(batch))
-        if len(batch) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return batch.numpy()
-
-    engine._forward, engine._at_once = forward, 4
-    batch = torch.arange(4.0).reshape(4, 1, 1, 1)
-    np.testing.assert_array_equal(engine._forward_as_memory_allows(batch), batch.numpy())
-    assert calls == n_calls
-    calls.clear()
-    engine._forward_as_memory_allows(batch)
-    assert calls == [fits] * (4 // fits)
-
-
-def test_a_device_that_cannot_hold_one_window_is_said_to_be_so(engine_on_cpu):
-    def forward(_batch):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    engine_on_cpu._forward, engine_on_cpu._at_once = forward, 4
-    with pytest.raises(BlockError, match=r"not enough memory for one window of 8 px; use a smaller --window"):
-        engine_on_cpu._forward_as_memory_allows(torch.zeros(4, 1, 8, 8))
 
 
 def test_the_cpu_is_always_healthy_and_a_device_that_is_not_there_is_not():

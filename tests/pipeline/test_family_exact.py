@@ -168,7 +168,7 @@ def tiled(scene, spec, system):
     model = model_of(system.network.spec)
     windows = locate((0, 0), shape=scene.info.shape, spec=spec)
     tile = read_reflected(scene, windows.read)
-    return predict(tile, windows, engine=DoubleEngine(system), model=model, spec=spec)
+    return predict(tile, windows, engine=DoubleEngine(system), model=model, spec=spec).probabilities()
 
 
 class DoubleEngine:

@@ -273,7 +273,7 @@ def tiled(scene, spec, model, engine):
         valid = np.ones(pixels.shape[1:], bool)
         at = read.to_slices()
         tile = Tile(window=read, pixels=pixels[:, *at], valid=valid[at])
-        result[:, *windows.write.to_slices()] = predict(tile, windows, engine=engine, model=model, spec=spec)
+        result[:, *windows.write.to_slices()] = predict(tile, windows, engine=engine, model=model, spec=spec).probabilities()
     return result
 
 

@@ -1,14 +1,25 @@
 """What a worker does before its first block: load network and compiled code, and say nothing of what fails before a block does."""
 
+import contextlib
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+import torch
 
 from pipeline.crf.energy import CrfSpec
+from pipeline.engine.device_engine import DeviceEngine
 from pipeline.engine.protocol import EngineSpec
 from pipeline.errors import WeightsError
+from pipeline.grid import Blocks
+from pipeline.spec import SegmentSpec
+from pipeline.store import read_array
+from pipeline.window import Window
 from workflows import worker
 from workflows.prepare import prepare
+from workflows.run_state import RunPaths, read_record
 from workflows.worker import BlockJob, load_engine, make_ready, process_block
 
 
@@ -36,3 +47,58 @@ def test_what_fails_is_told_by_the_block_and_not_before(job):
 def test_an_engine_on_demand_is_the_engine(job):
     on_demand, (engine, _) = worker._EngineOnDemand(job), load_engine(job.spec, job.engine)
     assert (on_demand.name, on_demand.device, on_demand.cells) == (engine.name, engine.device, engine.cells)
+
+
+# --- a device, for which torch's CPU stands
+
+
+class Rooms:
+    """Room for two blocks, without streams."""
+
+    def __init__(self):
+        self.free = threading.Semaphore(2)
+
+    @contextlib.contextmanager
+    def taken(self, order):
+        with order:
+            self.free.acquire()
+        try:
+            yield
+        finally:
+            self.free.release()
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """Whoever asks for the device is told one."""
+    there, rooms = torch.device("cpu", 0), Rooms()
+
+    def open_there(network, spec, *, window_px, **_):
+        return DeviceEngine(network, spec, device=there, window_px=window_px)
+
+    worker._load_engine.cache_clear()
+    monkeypatch.setattr(worker, "choose_device", lambda _: there)
+    monkeypatch.setattr(worker, "open_engine", open_there)
+    monkeypatch.setattr(worker, "_rooms", lambda _device: rooms)
+    monkeypatch.setitem(worker._slots, "cpu", threading.BoundedSemaphore(8))
+    yield
+    worker._load_engine.cache_clear()
+
+
+@pytest.mark.parametrize("crf", [None, CrfSpec(theta_alpha=7, tile_px=48, n_steps=1)])
+def test_blocks_that_share_a_device_give_what_each_gives_on_the_cpu(on_device, raster, stored, crf):
+    scene = raster(height=230, width=310)
+    out = stored(scene, crf=crf)
+    expected = {name: read_array(out, name, Window.of_shape((230, 310))) for name in ("labels", "probabilities")}
+    record = read_record(RunPaths(out=out))
+    spec = SegmentSpec.from_dict(record.spec)
+    job = BlockJob(spec=spec, engine=EngineSpec(), source=spec.scene, out=str(out), run_id=record.run_id)
+    make_ready(job)
+    blocks = list(Blocks(shape=(230, 310), block_px=64))
+    with ThreadPoolExecutor(8) as threads:
+        receipts = list(threads.map(lambda index: process_block(job, index), blocks, timeout=60))
+    assert {receipt.device for receipt in receipts} == {"cpu:0"}
+    found = {name: read_array(out, name, Window.of_shape((230, 310))) for name in expected}
+    assert np.abs(found["probabilities"].astype(int) - expected["probabilities"]).max() <= 1
+    assert (found["labels"] == expected["labels"]).mean() > 0.999
+    assert not worker._queue.waiting

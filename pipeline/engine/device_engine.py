@@ -1,0 +1,155 @@
+"""The network in torch on a CUDA device: BatchNorm folded, a fixed batch shape, the next batches begun while one computes."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline.engine.torch_engine import DTYPES
+from pipeline.errors import BlockError
+from pipeline.network.fold import fold_batch_norm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.engine.protocol import EngineSpec, Load, Precision
+    from pipeline.network.multiscale import MultiScale
+
+_log = logging.getLogger(__name__)
+_BATCH_PIXELS = 4 * 1024**2
+"""Pixels of one call, about: more makes no window faster."""
+_MOST_AT_ONCE = 64
+_AHEAD = 2
+"""Batches that are begun before the scores of the first are waited for."""
+
+
+class DeviceEngine:
+    """One network on one device.
+
+    A batch has always the same shape: fewer windows are padded, so that the algorithm and the rounding are always the same.
+    """
+
+    def __init__(self, network: MultiScale, spec: EngineSpec, *, device: torch.device, window_px: int) -> None:
+        """Copy the network to the device.
+
+        Parameters
+        ----------
+        network
+            With its scales.
+        spec
+            Gives the precision.
+        device
+            Where it runs.
+        window_px
+            Side of the windows; says how many are seen at once.
+        """
+        self._device = device
+        self._precision: Precision = spec.used_precision
+        self._batch_size = self._at_once = windows_at_once_there(window_px)
+        self.cells = network.cells
+        self._network = fold_batch_norm(network.eval()).to(device)
+        # The same algorithm on every call, or the same window would get other bytes.
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self._precision == "tf32"
+
+    @property
+    def name(self) -> str:
+        """``torch`` and the precision."""
+        return f"torch {self._precision}"
+
+    @property
+    def device(self) -> str:
+        """``cuda``, ``cuda:1`` ..."""
+        return str(self._device)
+
+    def scores(self, windows: Iterable[Load]) -> Iterator[NDArray[np.float32]]:
+        """Yield (classes, rows, columns) float32 scores of normalised (bands, height, width) float32 windows, in their order.
+
+        What gives a window may give a tensor that is on the device. All is done on the caller's stream.
+        """
+        begun: deque[_Scores] = deque()
+        for batch in _batches(windows, self._batch_size):
+            begun.append(self._begin(batch))
+            if len(begun) > _AHEAD:
+                yield from begun.popleft().wait()
+        while begun:
+            yield from begun.popleft().wait()
+
+    def _begin(self, batch: tuple[Load, ...]) -> _Scores:
+        """Let the device compute a batch; its scores are on their way back."""
+        with torch.inference_mode(), self._autocast():
+            loaded = torch.stack([torch.as_tensor(load(), device=self._device) for load in batch])
+            missing = self._batch_size - len(batch)
+            padded = torch.nn.functional.pad(loaded, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else loaded
+            scores = self._forward_as_memory_allows(padded)
+        return _Scores.of(scores[: len(batch)])
+
+    def _forward_as_memory_allows(self, batch: Tensor) -> Tensor:
+        """Run a batch, in parts from now on where the device has not enough memory for it; BlockError where it has not for one window."""
+        while True:
+            with contextlib.suppress(torch.OutOfMemoryError):
+                parts = [self._network.score(part).float() for part in torch.split(batch, self._at_once)]
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
+            # Out here: the error keeps the tensors of the call that failed.
+            if self._at_once == 1:
+                raise BlockError(
+                    f"the device {self._device} has not enough memory for one window of {batch.shape[-1]} px; use a smaller --window, "
+                    "--precision bf16, or a device that nobody else uses"
+                )
+            self._at_once //= 2
+            torch.cuda.empty_cache()
+            _log.warning("the device %s is out of memory: %d windows at once from now on", self._device, self._at_once)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self._precision not in DTYPES:
+            return contextlib.nullcontext()
+        return torch.autocast(self._device.type, DTYPES[self._precision])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scores:
+    """Scores that are on their way from the device to memory."""
+
+    windows: list[Tensor]
+    """(classes, rows, columns) each, in memory; whole when the event has come."""
+    there: torch.cuda.Event | None
+    """Comes when they are whole; None where they are."""
+
+    @classmethod
+    def of(cls, scores: Tensor) -> _Scores:
+        """Begin to copy (windows, classes, rows, columns) float32, each window into memory of its own."""
+        if not scores.is_cuda:
+            return cls(list(scores.contiguous()), None)
+        windows = [torch.empty(one.shape, pin_memory=True).copy_(one, non_blocking=True) for one in scores]
+        there = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        there.record()
+        return cls(windows, there)
+
+    def wait(self) -> Iterator[NDArray[np.float32]]:
+        """Yield each window, when all of them are whole."""
+        if self.there is not None:
+            self.there.synchronize()
+        for window in self.windows:
+            yield np.asarray(window)
+
+
+def windows_at_once_there(window_px: int) -> int:
+    """Return how many windows of a size a device sees at once: as many as fill it."""
+    return min(max(1, _BATCH_PIXELS // window_px**2), _MOST_AT_ONCE)
+
+
+def _batches(windows: Iterable[Load], size: int) -> Iterator[tuple[Load, ...]]:
+    rest = iter(windows)
+    while batch := tuple(itertools.islice(rest, size)):
+        yield batch

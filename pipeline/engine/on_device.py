@@ -1,0 +1,184 @@
+"""How does a block go through a CUDA device and leave it again? Its pixels go there once, labels come back; all between stays.
+
+::
+
+    pixels (u1 ...) -> normalised window -> network -> scores -> enlarged, softmax, weighted, added -> labels, confidence (u1)
+    ^ host                                                                                                               host ^
+
+What happens to a number is what `normalise`, `fused` and `classify` do on the CPU, in the same order. Several blocks of a process have
+room on a device: one of them computes, another is copied there or back, each on a stream of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pipeline.blend import window_parts
+from pipeline.errors import BlockError
+from pipeline.labels import NODATA_LABEL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.blended import Blended
+    from pipeline.grid import Lattice
+    from pipeline.network.cells import Cells
+    from pipeline.network.spec import ModelSpec
+    from pipeline.scene import Tile
+    from pipeline.spec import Blend
+    from pipeline.stretch import Stretch
+    from pipeline.window import Window
+
+_SIGNED = {"uint16": np.int32, "uint32": np.int64}
+"""torch computes with no unsigned integers but bytes."""
+_STRIP_PX = 512
+"""Rows of pixels that are enlarged at a time: what lies between scores and the sum stays small."""
+
+
+class DeviceRooms:
+    """Room on a device for so many blocks at a time, each with a stream of its own."""
+
+    def __init__(self, device: torch.device, *, n_blocks: int) -> None:
+        self._streams: queue.SimpleQueue[torch.cuda.Stream] = queue.SimpleQueue()
+        for _ in range(n_blocks):
+            self._streams.put(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+    @contextlib.contextmanager
+    def taken(self, order: contextlib.AbstractContextManager[object]) -> Iterator[None]:
+        """Wait for room, and let this thread work on its stream. ``order`` is held while it waits: who comes first must not wait behind."""
+        with order:
+            stream = self._streams.get()
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            self._streams.put(stream)
+
+
+class DeviceTile:
+    """The pixels of a block on a device."""
+
+    def __init__(self, tile: Tile, *, stretch: Stretch, model: ModelSpec, device: torch.device) -> None:
+        self._window = tile.window
+        dtype = _SIGNED.get(tile.pixels.dtype.name, tile.pixels.dtype.newbyteorder("="))
+        with enough_memory(device, f"the pixels of a block ({tile.window.height} x {tile.window.width} px)"):
+            self._pixels = torch.from_numpy(np.require(tile.pixels, dtype, ["C", "W"])).to(device)
+            self._hidden = torch.from_numpy(~tile.valid).to(device)
+        # As `stretch.py` has it: float32 holds 8- and 16-bit integers exactly.
+        exact = tile.pixels.dtype.itemsize <= 2 or tile.pixels.dtype == np.float32
+        self._dtype = torch.float32 if exact else torch.float64
+        self._low = _per_band(stretch.low, self._dtype, device)
+        scale = [255.0 / (high - low) if high > low else 0.0 for low, high in zip(stretch.low, stretch.high, strict=True)]
+        self._scale = _per_band(scale, self._dtype, device)
+        self._range = model.input_range
+        self._mean, self._std = (_per_band(values, torch.float32, device) for values in (model.mean, model.std))
+
+    def load(self, window: Window) -> Callable[[], Tensor]:
+        """Return what gives a window, normalised: (bands, height, width) float32; as `normalise.normalise` does."""
+        inside = window.relative_to(self._window).to_slices()
+        return lambda: self._normalise(inside)
+
+    def _normalise(self, inside: tuple[slice, slice]) -> Tensor:
+        values = self._pixels[:, *inside].to(self._dtype, copy=True)
+        values = values.sub_(self._low).mul_(self._scale)
+        values = values.masked_fill_(values.isnan(), 0).clamp_(0, 255).float()
+        low, high = self._range
+        if (low, high) != (0, 255):
+            values.mul_((high - low) / 255).add_(low)
+        return values.sub_(self._mean).div_(self._std).masked_fill_(self._hidden[inside], 0)
+
+
+class DeviceBlender:
+    """The weighted mean over network windows on a device; see `pipeline.blend.Blender`, and `Blended` for what it is when all are added."""
+
+    def __init__(
+        self, target: Window, lattice: Lattice, *, n_classes: int, blend: Blend, cells: Cells, device: torch.device
+    ) -> None:
+        self._target = target
+        self._lattice = lattice
+        self._blend: Blend = blend
+        self._cells = cells
+        self._device = device
+        with enough_memory(device, f"the probabilities of a block ({n_classes} x {target.height} x {target.width})"):
+            self._sum = torch.zeros(n_classes, *target.shape, device=device)
+
+    def add(self, index: tuple[int, int], scores: NDArray[np.float32]) -> None:
+        """Add the window ``index`` of the lattice; see `Blender.add`."""
+        parts = window_parts(self._lattice, index, self._target, blend=self._blend, cells=self._cells)
+        if parts is None:
+            return
+        onto = self._sum[:, *parts.onto]
+        with enough_memory(self._device, "a window that is blended"):
+            given = torch.from_numpy(scores).to(self._device, non_blocking=True)
+            (above, below, row_share), (left, right, col_share) = (
+                self._axis(positions) for positions in (parts.rows, parts.cols)
+            )
+            row_weights, col_weights = (self._there(weights) for weights in (parts.row_weights, parts.col_weights))
+            for start in range(0, onto.shape[1], _STRIP_PX):
+                strip = slice(start, start + _STRIP_PX)
+                upper, lower = given[:, above[strip]], given[:, below[strip]]
+                cells = upper + (lower - upper) * row_share[strip, None]
+                before, after = cells[:, :, left], cells[:, :, right]
+                exponents = before + (after - before) * col_share
+                exponents = exponents.sub_(exponents.amax(dim=0)).exp_()
+                onto[:, strip] += exponents * (row_weights[strip, None] * col_weights / exponents.sum(dim=0))
+
+    def blended(self) -> Blended:
+        """Return itself: what is added lies where the block goes on with it."""
+        return self
+
+    def probabilities(self) -> NDArray[np.float32]:
+        """See `Blended`."""
+        found: NDArray[np.float32] = self._sum.cpu().numpy()
+        return found
+
+    def classify(self, part: tuple[slice, slice], valid: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """See `Blended`; the lowest id on a tie, which `Tensor.argmax` does not promise."""
+        shares = self._sum[:, *part]
+        best, ids = shares[0].clone(), torch.zeros(shares.shape[1:], dtype=torch.uint8, device=self._device)
+        for k in range(1, len(shares)):
+            ids.masked_fill_(shares[k] > best, k)
+            torch.maximum(best, shares[k], out=best)
+        hidden = self._there(~valid)
+        confidence = best.mul_(255).add_(0.5).clamp_(0, 255).byte().masked_fill_(hidden, 0)
+        return ids.masked_fill_(hidden, NODATA_LABEL).cpu().numpy(), confidence.cpu().numpy()
+
+    def quantise(self, part: tuple[slice, slice], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """See `Blended`."""
+        shown = self._there(valid)
+        stored = [(shares * shown).mul_(255).add_(0.5).clamp_(0, 255).byte() for shares in self._sum[:, *part]]
+        found: NDArray[np.uint8] = torch.stack(stored).cpu().numpy()
+        return found
+
+    def _axis(self, positions: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]) -> tuple[Tensor, Tensor, Tensor]:
+        before, after, share = (self._there(values) for values in positions)
+        return before, after, share
+
+    def _there(self, values: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self._device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def enough_memory(device: torch.device, what: str) -> Iterator[None]:
+    """Raise BlockError where the device has not enough memory for what is done inside."""
+    failed = False
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        failed = True
+    if failed:  # out here: the error keeps the tensors of the call that failed
+        raise BlockError(
+            f"the device {device} has not enough memory for {what}; use a smaller --block, or a device that nobody else uses"
+        )
+
+
+def _per_band(values: tuple[float, ...] | list[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
