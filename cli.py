@@ -268,7 +268,10 @@ _execution_options = _stack(
         help="What runs it; auto is openvino on the CPU where it is installed, else torch.",
     ),
     click.option(
-        "--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", help="Of the network; auto is fp32."
+        "--precision",
+        type=click.Choice(["auto", "fp32", "tf32", "bf16", "fp16"]),
+        default="auto",
+        help="Of the network; auto is fp32, on CUDA tf32.",
     ),
     _cluster_options,
 )

@@ -49,8 +49,10 @@ class WindowParts:
     """(height,); the weight of a pixel is the product of its row's and its column's."""
     col_weights: NDArray[np.float32]
     """(width,)."""
+    within: tuple[slice, slice]
+    """Where the part lies in the window, rows and columns."""
     onto: tuple[slice, slice]
-    """Where the part lies in the target, rows and columns."""
+    """Where it lies in the target."""
 
 
 class Blender:
@@ -128,6 +130,7 @@ def window_parts(lattice: Lattice, index: tuple[int, int], target: Window, *, bl
         cols=_part(between, cols),
         row_weights=shares(lattice, index[0], n=lattice.n_rows, blend=blend)[rows],
         col_weights=shares(lattice, index[1], n=lattice.n_cols, blend=blend)[cols],
+        within=(rows, cols),
         onto=common.relative_to(target).to_slices(),
     )
 

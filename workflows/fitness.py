@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.engine.engines import choose_engine
-from pipeline.engine.torch_engine import choose_device
+from pipeline.engine.torch_engine import choose_device, choose_precision
 from pipeline.errors import PipelineError, StoreError
 from pipeline.network.checkpoint import file_sha256
 from pipeline.network.models import find_model
@@ -113,7 +113,7 @@ def _other_versions(wanted: dict[str, str]) -> str | None:
 def _describe_engine(engine: EngineSpec) -> tuple[str, str | None]:
     """Return what would run the network here, and why it could not."""
     try:
-        return f"{choose_engine(engine)} {engine.used_precision} on {choose_device(engine).type}", None
+        return f"{choose_engine(engine)} {choose_precision(engine, choose_device(engine))} on {choose_device(engine).type}", None
     except PipelineError as error:
         return "", str(error)
 

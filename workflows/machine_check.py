@@ -16,7 +16,7 @@ from psutil import virtual_memory
 
 from pipeline.engine.engines import choose_engine
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import choose_device
+from pipeline.engine.torch_engine import choose_device, choose_precision
 from pipeline.gdal_build import gdal_version, missing_drivers
 from workflows.findings import Finding, ok, problem, warning
 from workflows.local_workers import ClusterSpec, count_cores, share_here
@@ -69,7 +69,7 @@ def check_devices() -> Iterator[Finding]:
     yield _cores(workers, threads)
     yield from _cuda()
     spec = EngineSpec()
-    yield ok("engine", f"auto is {choose_engine(spec)} {spec.used_precision} on {choose_device(spec)}")
+    yield ok("engine", f"auto is {choose_engine(spec)} {choose_precision(spec, choose_device(spec))} on {choose_device(spec)}")
 
 
 def check_limits() -> Iterator[Finding]:

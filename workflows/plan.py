@@ -13,7 +13,7 @@ import numpy as np
 from pipeline import memory
 from pipeline.crf.tile import Processor, refine_tile
 from pipeline.engine.engines import choose_engine, loader_for, open_engine, predict_loaded, windows_at_once
-from pipeline.engine.torch_engine import choose_device
+from pipeline.engine.torch_engine import choose_device, choose_precision
 from pipeline.grid import Blocks, blocks_at_once
 from pipeline.network.checkpoint import load_network
 from pipeline.network.image_pooling import assemble
@@ -69,7 +69,7 @@ class Plan:
 
     def describe_engine(self, engine: EngineSpec) -> str:
         """Return what runs the network, in words."""
-        return f"{self.engine} {engine.used_precision} on {choose_device(engine).type}"
+        return f"{self.engine} {choose_precision(engine, choose_device(engine))} on {choose_device(engine).type}"
 
     @property
     def n_pixels(self) -> int:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -63,6 +64,8 @@ _queue = Queue()
 """Blocks take their turns in the order in which they came. One computes at a time: its stages use all threads of the process. Where a CRF
 follows, one at a time is between reading and the end of its network: the CRF takes longer, and the next block is read meanwhile."""
 _slots = {"cpu": threading.BoundedSemaphore(BLOCKS_AT_ONCE), "cuda": threading.BoundedSemaphore(BLOCKS_AT_ONCE_CUDA)}
+_SWITCH_S = 0.0005
+"""How long a thread of this process computes in Python before another may, s, where a device waits for one of them: its calls are short."""
 _ROOMS = 2
 """Blocks that lie on a device at a time: one computes, another is copied there or back."""
 
@@ -173,8 +176,9 @@ def make_ready(job: BlockJob) -> None:
         n_classes, n_bands, window_px = len(model.classes), len(model.bands), job.spec.grid.window_px
         if engine is None or engine.device == "cpu":
             warm_up(n_classes)
-        else:  # its libraries are loaded with the first window
-            deque(engine.scores([lambda: np.zeros((n_bands, window_px, window_px), np.float32)]), maxlen=0)
+        else:
+            sys.setswitchinterval(_SWITCH_S)
+            deque(engine.scores([lambda: np.zeros((n_bands, window_px, window_px), np.float32)]), maxlen=0)  # loads its libraries
         if job.spec.crf is not None:
             side = _WARM_UP_PX
             shares = np.full((n_classes, side, side), 1 / n_classes, np.float32)

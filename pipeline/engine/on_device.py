@@ -21,6 +21,7 @@ import torch
 from pipeline.blend import window_parts
 from pipeline.errors import BlockError
 from pipeline.labels import NODATA_LABEL
+from pipeline.network.resize import upsample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 _SIGNED = {"uint16": np.int32, "uint32": np.int64}
 """torch computes with no unsigned integers but bytes."""
-_STRIP_PX = 512
-"""Rows of pixels that are enlarged at a time: what lies between scores and the sum stays small."""
 
 
 class DeviceRooms:
@@ -115,21 +114,13 @@ class DeviceBlender:
         parts = window_parts(self._lattice, index, self._target, blend=self._blend, cells=self._cells)
         if parts is None:
             return
-        onto = self._sum[:, *parts.onto]
         with enough_memory(self._device, "a window that is blended"):
             given = torch.from_numpy(scores).to(self._device, non_blocking=True)
-            (above, below, row_share), (left, right, col_share) = (
-                self._axis(positions) for positions in (parts.rows, parts.cols)
-            )
-            row_weights, col_weights = (self._there(weights) for weights in (parts.row_weights, parts.col_weights))
-            for start in range(0, onto.shape[1], _STRIP_PX):
-                strip = slice(start, start + _STRIP_PX)
-                upper, lower = given[:, above[strip]], given[:, below[strip]]
-                cells = upper + (lower - upper) * row_share[strip, None]
-                before, after = cells[:, :, left], cells[:, :, right]
-                exponents = before + (after - before) * col_share
-                exponents = exponents.sub_(exponents.amax(dim=0)).exp_()
-                onto[:, strip] += exponents * (row_weights[strip, None] * col_weights / exponents.sum(dim=0))
+            factor = self._cells.factor
+            pixels = given if factor == 1 else upsample(given[None], factor, self._cells.alignment)[0]
+            row_weights, col_weights = self._there(parts.row_weights), self._there(parts.col_weights)
+            shares = pixels[:, *parts.within].softmax(dim=0)
+            self._sum[:, *parts.onto].addcmul_(shares, row_weights[:, None] * col_weights)
 
     def blended(self) -> Blended:
         """Return itself: what is added lies where the block goes on with it."""
@@ -157,10 +148,6 @@ class DeviceBlender:
         stored = [(shares * shown).mul_(255).add_(0.5).clamp_(0, 255).byte() for shares in self._sum[:, *part]]
         found: NDArray[np.uint8] = torch.stack(stored).cpu().numpy()
         return found
-
-    def _axis(self, positions: tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]) -> tuple[Tensor, Tensor, Tensor]:
-        before, after, share = (self._there(values) for values in positions)
-        return before, after, share
 
     def _there(self, values: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._device, non_blocking=True)

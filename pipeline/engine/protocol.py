@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+UsedPrecision = Literal["fp32", "tf32", "bf16", "fp16"]
 EngineName = Literal["auto", "torch", "openvino"]
 RunsNetwork = Literal["torch", "openvino"]
 
@@ -33,7 +34,8 @@ class EngineSpec:
     engine: EngineName = "auto"
     """``auto`` takes OpenVINO on the CPU where it is installed, else torch."""
     precision: Precision = "auto"
-    """``auto`` is fp32, the only one whose labels are the reference. ``tf32``, of CUDA devices, rounds what convolutions multiply."""
+    """``auto`` is fp32 on the CPU, and on a CUDA device that has it tf32, torch's own choice for convolutions: factors with 10 bits behind the
+    point, sums in float32."""
     threads: int = 1
     """Windows at once on the CPU, each in a thread of its own."""
 
@@ -47,11 +49,6 @@ class EngineSpec:
                 raise SpecError(f"{name} {value!r} was asked for; choose one of {', '.join(get_args(choices))}")
         if self.threads < 1:
             raise SpecError(f"{self.threads} threads were asked for; choose 1 or more")
-
-    @property
-    def used_precision(self) -> Literal["fp32", "tf32", "bf16", "fp16"]:
-        """The precision that ``precision`` means."""
-        return "fp32" if self.precision == "auto" else self.precision
 
 
 class Engine(Protocol):

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.engine.protocol import EngineSpec, Precision
+    from pipeline.engine.protocol import EngineSpec, UsedPrecision
     from pipeline.network.multiscale import MultiScale
 
-DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[UsedPrecision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What the precisions that convolutions are rounded to are in torch; the others compute in its own float32."""
+_FIRST_WITH_TF32 = (8, 0)
+"""Compute capability."""
 
 
 class TorchEngine:
@@ -33,9 +35,9 @@ class TorchEngine:
     """
 
     def __init__(self, network: MultiScale, spec: EngineSpec) -> None:
-        if spec.used_precision == "tf32":
+        self._precision: UsedPrecision = choose_precision(spec, torch.device("cpu"))
+        if self._precision == "tf32":
             raise SpecError("--precision tf32 was asked for; only CUDA devices have it: use fp32 or bf16 on the CPU")
-        self._precision: Precision = spec.used_precision
         self._n_threads = spec.threads
         self.cells = network.cells
         self._network = fold_batch_norm(network.eval())
@@ -79,6 +81,14 @@ def choose_device(spec: EngineSpec) -> torch.device:
             f"(this one is {torch.__version__}), or use --device cpu"
         )
     return torch.device("cuda" if available and spec.device != "cpu" else "cpu")
+
+
+def choose_precision(spec: EngineSpec, device: torch.device) -> UsedPrecision:
+    """Return the precision that ``spec`` means on a device."""
+    if spec.precision != "auto":
+        return spec.precision
+    has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FIRST_WITH_TF32
+    return "tf32" if has_tf32 else "fp32"
 
 
 def is_healthy(device: str) -> bool:

@@ -25,9 +25,13 @@ class TFSameConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in, H, W) to (N, out, ceil(H / stride), ceil(W / stride))."""
+        return super().forward(self.pad(x))
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Return (N, in, H, W) with the zeros around it that the convolution takes in."""
         top, bottom = self._amount(x.shape[-2], axis=0)
         left, right = self._amount(x.shape[-1], axis=1)
-        return super().forward(functional.pad(x, (left, right, top, bottom)))
+        return functional.pad(x, (left, right, top, bottom))
 
     def _amount(self, size: int, *, axis: int) -> tuple[int, int]:
         """Return the zeros before and after; TensorFlow puts the odd one after."""

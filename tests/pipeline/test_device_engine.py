@@ -10,17 +10,24 @@ from factories import MemoryScene, lively_network, texture, tiny_model_spec
 from pipeline.blend import Blender
 from pipeline.blended import BlendedHere
 from pipeline.engine import on_device
+from pipeline.engine.cudnn_fused import FusedConvolution, fuse
 from pipeline.engine.device_engine import DeviceEngine
 from pipeline.engine.engines import open_engine, predict_windows
 from pipeline.engine.on_device import DeviceBlender, DeviceRooms, DeviceTile
 from pipeline.engine.protocol import EngineSpec
+from pipeline.engine.torch_engine import choose_precision
 from pipeline.errors import BlockError
 from pipeline.grid import Lattice
 from pipeline.network.cells import Cells
 from pipeline.network.checkpoint import load_network
+from pipeline.network.convolution import ConvNormActivation
+from pipeline.network.deeplab import build_network
+from pipeline.network.fold import fold_batch_norm
+from pipeline.network.image_pooling import assemble
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.network.multiscale import MultiScale
 from pipeline.network.spec import MultiScaleSpec
+from pipeline.network.variants import variant, variant_names
 from pipeline.normalise import normalise
 from pipeline.scene import SceneSpec, Tile
 from pipeline.seen_windows import SeenWindows
@@ -112,8 +119,7 @@ def both_blended(device, *, n_classes, cells, blend="taper", seed=0):
 @pytest.mark.parametrize("blend", ["taper", "exact"])
 @pytest.mark.parametrize("n_classes", [1, 2, 5, 21])
 @pytest.mark.parametrize("cells", [Cells(factor=8), Cells(), Cells(factor=9, alignment="corner")])
-def test_windows_are_blended_to_the_same_probabilities(monkeypatch, device, blend, n_classes, cells):
-    monkeypatch.setattr(on_device, "_STRIP_PX", 20)
+def test_windows_are_blended_to_the_same_probabilities(device, blend, n_classes, cells):
     here, there = both_blended(device, n_classes=n_classes, cells=cells, blend=blend)
     np.testing.assert_allclose(there.probabilities(), here.probabilities(), rtol=0, atol=2e-6)
 
@@ -151,7 +157,7 @@ def test_of_classes_that_are_as_probable_the_first_is_taken(device):
 @pytest.mark.parametrize("multiscale", [MultiScaleSpec(), MultiScaleSpec(scales=(1.0, 0.5), flip=True)])
 def test_a_device_gives_what_the_cpu_gives(monkeypatch, network, device, n, multiscale):
     monkeypatch.setattr("pipeline.engine.device_engine._MOST_AT_ONCE", 4)
-    windows, there = windows_of(n), engine_on(device, network, multiscale=multiscale)
+    windows, there = windows_of(n), engine_on(device, network, multiscale=multiscale, precision="fp32")
     found = predict_windows(there, windows)
     np.testing.assert_allclose(found, predict_windows(engine_here(network, multiscale=multiscale), windows), rtol=0, atol=1e-3)
     assert found.tobytes() == predict_windows(there, windows).tobytes()
@@ -220,6 +226,57 @@ def test_a_device_that_cannot_hold_a_block_is_said_to_be_so():
     message = r"device cpu has not enough memory for the pixels; use a smaller --block"
     with pytest.raises(BlockError, match=message), on_device.enough_memory(torch.device("cpu"), "the pixels"):
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", variant_names())
+def test_convolutions_that_cudnn_joins_with_what_follows_give_the_same_scores(name, precision):
+    torch.manual_seed(0)
+    network = build_network(variant(name).network).eval()
+    system = assemble(network, MultiScaleSpec(), mode="window" if network.spec.image_pooling == "global" else None)
+    side = 257 if network.spec.alignment == "corner" else 256
+    windows = windows_of(1, side)
+    engine = DeviceEngine(system, EngineSpec(precision=precision), device=torch.device("cuda"), window_px=side)
+    assert any(isinstance(layer, FusedConvolution) for layer in engine._network.modules()) or name.startswith(
+        ("deeplabv1", "deeplabv2-vgg")
+    )
+    (found,) = engine.scores([lambda: windows[0]])
+    with torch.inference_mode():
+        expected = system.double().score(torch.from_numpy(windows).double())[0].numpy()
+    tolerance = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2, "bf16": 1e-1}[precision]
+    assert np.abs(found - expected).max() < tolerance * np.abs(expected).max()
+
+
+def test_what_follows_a_convolution_is_joined_where_there_is_something(network):
+    folded = fold_batch_norm(MultiScale(network, MultiScaleSpec()))
+    n_layers = sum(isinstance(layer, ConvNormActivation) for layer in folded.modules())
+    plain = [
+        layer
+        for layer in folded.modules()
+        if isinstance(layer, ConvNormActivation) and (layer.conv.groups > 1 or isinstance(layer.activation, torch.nn.Identity))
+    ]
+    fuse(folded)
+    left = [layer for layer in folded.modules() if isinstance(layer, ConvNormActivation)]
+    assert left == plain
+    assert 0 < len(left) < n_layers
+
+
+@pytest.mark.parametrize(
+    ("asked", "capability", "expected"),
+    [
+        ("auto", (9, 0), "tf32"),
+        ("auto", (8, 0), "tf32"),
+        ("auto", (7, 5), "fp32"),
+        ("fp32", (9, 0), "fp32"),
+        ("fp16", (7, 5), "fp16"),
+    ],
+)
+def test_auto_is_tf32_where_a_device_has_it(monkeypatch, asked, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert choose_precision(EngineSpec(precision=asked), torch.device("cuda")) == expected
+    assert choose_precision(EngineSpec(precision="auto"), torch.device("cpu")) == "fp32"
 
 
 # --- whole blocks
