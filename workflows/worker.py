@@ -12,7 +12,6 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -173,12 +172,11 @@ def make_ready(job: BlockJob) -> None:
     """Load the network and the compiled code of a job; what fails here fails again, and is told, with the first block."""
     with contextlib.suppress(PipelineError):
         engine, model = load_engine(job.spec, job.engine)
-        n_classes, n_bands, window_px = len(model.classes), len(model.bands), job.spec.grid.window_px
+        n_classes, n_bands = len(model.classes), len(model.bands)
         if engine is None or engine.device == "cpu":
             warm_up(n_classes)
         else:
             sys.setswitchinterval(_SWITCH_S)
-            deque(engine.scores([lambda: np.zeros((n_bands, window_px, window_px), np.float32)]), maxlen=0)  # loads its libraries
         if job.spec.crf is not None:
             side = _WARM_UP_PX
             shares = np.full((n_classes, side, side), 1 / n_classes, np.float32)
@@ -283,4 +281,6 @@ def _arrays(result: BlockResult) -> dict[str, NDArray[np.uint8]]:
 
 
 def _count(result: BlockResult, *, n_classes: int) -> tuple[int, ...]:
-    return tuple(int(n) for n in np.bincount(result.labels.ravel(), minlength=256)[:n_classes])
+    """Count the pixels of each class; torch does it without the GIL, for which other threads may wait."""
+    counts: list[int] = torch.bincount(torch.from_numpy(result.labels).ravel(), minlength=256)[:n_classes].tolist()
+    return tuple(counts)

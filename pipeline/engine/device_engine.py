@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import warnings
 from collections import deque
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from pipeline.engine.cudnn_fused import fuse
 from pipeline.engine.torch_engine import DTYPES, choose_precision
 from pipeline.errors import BlockError
 from pipeline.network.fold import fold_batch_norm
+from pipeline.network.multiscale import Scores
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -67,23 +69,24 @@ class DeviceEngine:
         self._format = memory_format_for(network, self._precision)
         folded = fold_batch_norm(network.eval()).to(device, self._dtype)
         self._network: MultiScale = folded.to(memory_format=self._format)  # type: ignore[call-overload]
-        if device.type == "cuda":
-            self._fuse(network.network.spec.n_bands, window_px)
+        shape = (self._batch_size, network.network.spec.n_bands, window_px, window_px)
+        self._traced: Callable[[Tensor], Tensor] | None = None
+        with torch.inference_mode(), _no_memory_is_no_error():  # what does not fit is told when there is something to compute
+            self._make_fast(self._shaped(torch.rand(shape, device=device)))
 
-    def _fuse(self, n_bands: int, window_px: int) -> None:
-        """Join what cuDNN can do in one call, where it can for windows of this size."""
-        fused = deepcopy(self._network)
-        fuse(fused)
-        try:
-            with torch.inference_mode():
-                fused.score(self._shaped(torch.zeros(1, n_bands, window_px, window_px, device=self._device)))
-                torch.cuda.synchronize(self._device)
-        except torch.OutOfMemoryError:  # will be found again, and told, when there is something to compute
-            pass
-        except RuntimeError as error:
-            _log.warning("cuDNN does not join convolution and activation on %s: %s", self._device, error)
-            return
-        self._network = fused
+    def _make_fast(self, example: Tensor) -> None:
+        """Join what cuDNN can do in one call, and trace the network, where both work for batches of this shape."""
+        if self._device.type == "cuda" and (self._precision == "fp32" or self._format == torch.channels_last):
+            fused = deepcopy(self._network)
+            fuse(fused)
+            try:
+                fused.score(example)
+                self._network = fused
+            except RuntimeError as error:
+                if _is_about_memory(error):
+                    raise
+                _log.warning("cuDNN does not join convolution and activation on %s: %s", self._device, error)
+        self._traced = _trace(self._network, example)
 
     @property
     def name(self) -> str:
@@ -120,9 +123,8 @@ class DeviceEngine:
     def _forward_as_memory_allows(self, batch: Tensor) -> Tensor:
         """Run a batch, in parts from now on where the device has not enough memory for it; BlockError where it has not for one window."""
         while True:
-            with contextlib.suppress(torch.OutOfMemoryError):
-                parts = [self._network.score(part).float() for part in torch.split(batch, self._at_once)]
-                return parts[0] if len(parts) == 1 else torch.cat(parts)
+            with _no_memory_is_no_error():
+                return self._forward(batch)
             # Out here: the error keeps the tensors of the call that failed.
             if self._at_once == 1:
                 raise BlockError(
@@ -132,6 +134,12 @@ class DeviceEngine:
             self._at_once //= 2
             torch.cuda.empty_cache()
             _log.warning("the device %s is out of memory: %d windows at once from now on", self._device, self._at_once)
+
+    def _forward(self, batch: Tensor) -> Tensor:
+        if self._traced is not None and self._at_once == len(batch):
+            return _run_traced(self._traced, batch).float()
+        parts = [self._network.score(part).float() for part in torch.split(batch, self._at_once)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _shaped(self, batch: Tensor) -> Tensor:
         """Return a batch in the type and the order in which the network takes it."""
@@ -163,6 +171,49 @@ class _Scores:
             self.there.synchronize()
         for window in self.windows:
             yield np.asarray(window)
+
+
+def _trace(network: MultiScale, example: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Return the network as one call; None where that does not give the same.
+
+    Called layer by layer, every one of hundreds of operations gives up Python's lock and has to get it back from threads that read and
+    write: measured on an H100, a window then took 60 ms in place of 14.
+    """
+    expected = network.score(example)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and says which sizes become constants
+        try:
+            traced = torch.jit.trace(Scores(network), example, check_trace=False)  # type: ignore[no-untyped-call]
+            same = bool(torch.equal(_run_traced(traced, example), expected))
+        except RuntimeError as error:
+            if _is_about_memory(error):
+                raise
+            _log.warning("the network could not be traced and is called layer by layer: %s", error)
+            return None
+    if not same:
+        _log.warning("the traced network gives other scores, and is called layer by layer")
+    return traced if same else None
+
+
+def _run_traced(traced: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """Run it as it was written: what TorchScript makes of it after two calls may round otherwise."""
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+        return traced(batch)
+
+
+@contextlib.contextmanager
+def _no_memory_is_no_error() -> Iterator[None]:
+    """Go on behind what is done inside where the device has not enough memory for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_about_memory(error):
+            raise
+
+
+def _is_about_memory(error: RuntimeError) -> bool:
+    """Tell whether a device has not enough memory; TorchScript keeps only the text of an error."""
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def memory_format_for(network: MultiScale, precision: UsedPrecision) -> torch.memory_format:

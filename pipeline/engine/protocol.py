@@ -34,8 +34,8 @@ class EngineSpec:
     engine: EngineName = "auto"
     """``auto`` takes OpenVINO on the CPU where it is installed, else torch."""
     precision: Precision = "auto"
-    """``auto`` is fp32 on the CPU, and on a CUDA device that has it tf32, torch's own choice for convolutions: factors with 10 bits behind the
-    point, sums in float32."""
+    """``auto`` is fp32 on the CPU, and tf32 on a CUDA device that has it, as torch itself chooses for convolutions: factors have 10 bits
+    behind the point, sums are float32."""
     threads: int = 1
     """Windows at once on the CPU, each in a thread of its own."""
 

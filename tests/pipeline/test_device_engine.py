@@ -184,7 +184,7 @@ def test_lower_precision_says_so_and_is_near(precision):
     network = load_network(resolve_model(DEFAULT_MODEL))[1]
     windows = windows_of(2, 128)
     device = "cuda" if precision != "bf16" else "cpu:0"
-    exact = predict_windows(engine_on(device, network, side=128), windows)
+    exact = predict_windows(engine_on(device, network, side=128, precision="fp32"), windows)
     engine = engine_on(device, network, side=128, precision=precision)
     rough = predict_windows(engine, windows)
     assert engine.name == f"torch {precision}"
@@ -192,17 +192,21 @@ def test_lower_precision_says_so_and_is_near(precision):
 
 
 @pytest.mark.parametrize(("fits", "n_calls"), [(4, [4]), (2, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])])
-def test_a_batch_that_the_device_cannot_hold_is_halved(monkeypatch, network, fits, n_calls):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("in the interpreter: CUDA out of memory")]
+)
+def test_a_batch_that_the_device_cannot_hold_is_halved(monkeypatch, network, fits, n_calls, error):
     monkeypatch.setattr("pipeline.engine.device_engine._MOST_AT_ONCE", 4)
     engine, calls = engine_on("cpu:0", network), []
 
     def score(batch):
         calls.append(len(batch))
         if len(batch) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return batch
 
     monkeypatch.setattr(engine._network, "score", score)
+    monkeypatch.setattr(engine, "_traced", score)
     windows = windows_of(3)
     loads = [lambda window=window: window for window in windows]
     np.testing.assert_array_equal(list(engine.scores(loads)), windows)
@@ -216,10 +220,53 @@ def test_a_device_that_cannot_hold_one_window_is_said_to_be_so(monkeypatch, netw
     def score(_batch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    monkeypatch.setattr(MultiScale, "score", lambda _, batch: score(batch))
     engine = engine_on("cpu:0", network)
-    monkeypatch.setattr(engine._network, "score", score)
     with pytest.raises(BlockError, match=r"not enough memory for one window of 64 px; use a smaller --window"):
         list(engine.scores([lambda: windows_of(1)[0]]))
+
+
+def test_other_errors_of_a_network_are_told(monkeypatch, network):
+    engine = engine_on("cpu:0", network)
+
+    def score(_batch):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine, "_traced", score)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        list(engine.scores([lambda: windows_of(1)[0]]))
+
+
+@pytest.mark.parametrize("name", variant_names())
+def test_every_network_is_traced_and_gives_the_same_bytes(monkeypatch, name):
+    torch.manual_seed(0)
+    network = build_network(variant(name).network).eval()
+    system = assemble(network, MultiScaleSpec(), mode="window" if network.spec.image_pooling == "global" else None)
+    side = 65 if network.spec.alignment == "corner" else 64
+    monkeypatch.setattr("pipeline.engine.device_engine._MOST_AT_ONCE", 2)
+    engine = DeviceEngine(system, EngineSpec(), device=torch.device("cpu", 0), window_px=side)
+    assert engine._traced is not None
+    windows = windows_of(3, side)
+    loads = [lambda window=window: window for window in windows]
+    traced = list(engine.scores(loads))
+    engine._traced = None
+    for found, expected in zip(traced, engine.scores(loads), strict=True):
+        assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("fault", ["other", "error"])
+def test_a_trace_that_fails_or_gives_something_else_is_not_used(monkeypatch, network, caplog, fault):
+    def trace(_module, _example, **_):
+        if fault == "error":
+            raise RuntimeError("cannot be traced")
+        return lambda batch: batch
+
+    monkeypatch.setattr(torch.jit, "trace", trace)
+    monkeypatch.setattr(torch, "equal", lambda one, other: one is other)
+    engine = engine_on("cpu:0", network)
+    assert engine._traced is None
+    assert "layer by layer" in caplog.text
+    assert len(list(engine.scores([lambda: windows_of(1)[0]]))) == 1
 
 
 def test_a_device_that_cannot_hold_a_block_is_said_to_be_so():
@@ -232,11 +279,12 @@ def test_a_device_that_cannot_hold_a_block_is_said_to_be_so():
 @needs_gpu
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", variant_names())
-def test_convolutions_that_cudnn_joins_with_what_follows_give_the_same_scores(name, precision):
+def test_convolutions_that_cudnn_joins_with_what_follows_give_the_same_scores(monkeypatch, name, precision):
+    monkeypatch.setattr("pipeline.engine.device_engine._MOST_AT_ONCE", 2)
     torch.manual_seed(0)
     network = build_network(variant(name).network).eval()
     system = assemble(network, MultiScaleSpec(), mode="window" if network.spec.image_pooling == "global" else None)
-    side = 257 if network.spec.alignment == "corner" else 256
+    side = 129 if network.spec.alignment == "corner" else 128
     windows = windows_of(1, side)
     engine = DeviceEngine(system, EngineSpec(precision=precision), device=torch.device("cuda"), window_px=side)
     assert any(isinstance(layer, FusedConvolution) for layer in engine._network.modules()) or name.startswith(
@@ -299,7 +347,7 @@ def test_a_block_on_a_device_is_the_block_of_the_cpu(model, network, device):
     valid = np.ones((150, 203), bool)
     valid[40:80, 50:90] = False
     scene = MemoryScene(texture((3, 150, 203), seed=3), valid)
-    there, here = engine_on(device, network), engine_here(network)
+    there, here = engine_on(device, network, precision="fp32"), engine_here(network)
     seen = SeenWindows(10**9)
     for index in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 3)]:
         expected = segment_block(index, scene=scene, engine=here, model=model, spec=spec_of())
