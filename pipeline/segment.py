@@ -102,24 +102,15 @@ def segment_block(
         stack.enter_context(seen.promised(windows.shared))
         with clock.stage("read"):
             tile = read_reflected(scene, to_read)
-        valid = tile.valid[windows.write.relative_to(tile.window).to_slices()]
-        if not valid.any():
+        if not tile.valid[windows.write.relative_to(tile.window).to_slices()].any():
             return None
         stack.enter_context(workplace.held("room"))
-        if engine:
-            with clock.stage("network"):
-                load = loader_for(engine, tile, stretch=spec.stretch, model=model)
-        leave_turn = stack.enter_context(workplace.held("turn"))
-        if engine:
-            with clock.stage("network"):
-                known, enough = _remember(scene, tile, windows, spec, seen, engine.cells)
-                if enough is not tile:
-                    tile, load = enough, loader_for(engine, enough, stretch=spec.stretch, model=model)
-                blended = predict(tile, windows, engine=engine, model=model, spec=spec, seen=seen, known=known, load=load)
-                _forget(windows, spec, seen, engine.cells)
-        else:
+        if engine is None:
+            leave_turn = stack.enter_context(workplace.held("turn"))
             with clock.stage("recall"):
-                blended = BlendedHere(recall(tile, windows, spec=spec))
+                blended: Blended = BlendedHere(recall(tile, windows, spec=spec))
+        else:
+            blended, leave_turn = _see(scene, tile, windows, stack, engine=engine, model=model, spec=spec, workplace=workplace)
         leave_entry()
         inside = windows.write.relative_to(windows.predict).to_slices()
         final, part = blended, inside
@@ -131,6 +122,7 @@ def segment_block(
         elif engine and engine.device != "cpu":
             leave_turn()  # the device goes on with the next block
         with clock.stage("label"):
+            valid = tile.valid[windows.write.relative_to(tile.window).to_slices()]
             labels, confidence = final.classify(part, valid)
             stored = blended.quantise(inside, valid) if spec.output.probabilities else None
     return BlockResult(labels=labels, confidence=confidence, probabilities=stored)
@@ -157,6 +149,31 @@ def locate(index: tuple[int, int], *, shape: tuple[int, int], spec: SegmentSpec)
         below=below,
         read=hull(lattice.window(window) for window in network) if network else needed,
     )
+
+
+def _see(  # noqa: PLR0913
+    scene: Scene,
+    tile: Tile,
+    windows: BlockWindows,
+    stack: contextlib.ExitStack,
+    *,
+    engine: Engine,
+    model: ModelSpec,
+    spec: SegmentSpec,
+    workplace: Workplace,
+) -> tuple[Blended, Callable[[], None]]:
+    """Take the turn, and return what the network and earlier blocks say of a block, and what leaves the turn."""
+    clock, seen = workplace.clock, workplace.seen
+    with clock.stage("network"):
+        load = loader_for(engine, tile, stretch=spec.stretch, model=model)
+    leave_turn = stack.enter_context(workplace.held("turn"))
+    with clock.stage("network"):
+        known, enough = _remember(scene, tile, windows, spec, seen, engine.cells)
+        if enough is not tile:
+            load = loader_for(engine, enough, stretch=spec.stretch, model=model)
+        blended = predict(enough, windows, engine=engine, model=model, spec=spec, seen=seen, known=known, load=load)
+        _forget(windows, spec, seen, engine.cells)
+    return blended, leave_turn
 
 
 def predict(  # noqa: PLR0913
