@@ -18,6 +18,7 @@ comes from a window in which it sees all that it would see in the whole scene.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,10 +46,10 @@ class WindowParts:
     """For each row of pixels of the part: the cell before it, the cell after it, the share of the latter (`Cells.between`)."""
     cols: Positions
     """The same for its columns."""
-    row_weights: NDArray[np.float32]
-    """(height,); the weight of a pixel is the product of its row's and its column's."""
-    col_weights: NDArray[np.float32]
-    """(width,)."""
+    window_row_weights: NDArray[np.float32]
+    """(size,), of all rows of the window; the weight of a pixel is the product of its row's and its column's."""
+    window_col_weights: NDArray[np.float32]
+    """(size,), of all its columns."""
     within: tuple[slice, slice]
     """Where the part lies in the window, rows and columns."""
     onto: tuple[slice, slice]
@@ -79,7 +80,9 @@ class Blender:
 
         parts = window_parts(self._lattice, index, self._target, blend=self._blend, cells=self._cells)
         if parts is not None:
-            add_window(scores, parts.rows, parts.cols, parts.row_weights, parts.col_weights, self._sum[:, *parts.onto])
+            rows, cols = parts.within
+            weights = parts.window_row_weights[rows], parts.window_col_weights[cols]
+            add_window(scores, parts.rows, parts.cols, *weights, self._sum[:, *parts.onto])
 
     def blended(self) -> Blended:
         """Return the mean as what a block goes on with."""
@@ -90,8 +93,12 @@ class Blender:
         return self._sum
 
 
+@lru_cache(maxsize=512)
 def shares(lattice: Lattice, index: int, *, n: int, blend: Blend) -> NDArray[np.float32]:
-    """Return the weights of the ``index``-th of ``n`` windows along one axis as shares of all windows': (size,) float32, 0 to 1."""
+    """Return the weights of the ``index``-th of ``n`` windows along one axis as shares of all windows': (size,) float32, 0 to 1.
+
+    They are kept, and not to be changed.
+    """
     own = axis_weights(lattice, index, n=n, blend=blend)
     total = np.zeros_like(own)
     reach = (lattice.size_px - 1) // lattice.step_px
@@ -128,8 +135,8 @@ def window_parts(lattice: Lattice, index: tuple[int, int], target: Window, *, bl
     return WindowParts(
         rows=_part(between, rows),
         cols=_part(between, cols),
-        row_weights=shares(lattice, index[0], n=lattice.n_rows, blend=blend)[rows],
-        col_weights=shares(lattice, index[1], n=lattice.n_cols, blend=blend)[cols],
+        window_row_weights=shares(lattice, index[0], n=lattice.n_rows, blend=blend),
+        window_col_weights=shares(lattice, index[1], n=lattice.n_cols, blend=blend),
         within=(rows, cols),
         onto=common.relative_to(target).to_slices(),
     )

@@ -63,7 +63,7 @@ _queue = Queue()
 """Blocks take their turns in the order in which they came. One computes at a time: its stages use all threads of the process. Where a CRF
 follows, one at a time is between reading and the end of its network: the CRF takes longer, and the next block is read meanwhile."""
 _slots = {"cpu": threading.BoundedSemaphore(BLOCKS_AT_ONCE), "cuda": threading.BoundedSemaphore(BLOCKS_AT_ONCE_CUDA)}
-_SWITCH_S = 0.0005
+_SWITCH_S = 0.0001
 """How long a thread of this process computes in Python before another may, s, where a device waits for one of them: its calls are short."""
 _ROOMS = 2
 """Blocks that lie on a device at a time: one computes, another is copied there or back."""

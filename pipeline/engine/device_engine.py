@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import warnings
 from collections import deque
 from copy import deepcopy
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 
 from pipeline.engine.cudnn_fused import fuse
+from pipeline.engine.one_call import is_about_memory, one_call
 from pipeline.engine.torch_engine import DTYPES, choose_precision
 from pipeline.errors import BlockError
 from pipeline.network.fold import fold_batch_norm
-from pipeline.network.multiscale import Scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -70,23 +69,25 @@ class DeviceEngine:
         folded = fold_batch_norm(network.eval()).to(device, self._dtype)
         self._network: MultiScale = folded.to(memory_format=self._format)  # type: ignore[call-overload]
         shape = (self._batch_size, network.network.spec.n_bands, window_px, window_px)
-        self._traced: Callable[[Tensor], Tensor] | None = None
+        self._whole: Callable[[Tensor], Tensor] | None = None  # a batch in one call
         with torch.inference_mode(), _no_memory_is_no_error():  # what does not fit is told when there is something to compute
-            self._make_fast(self._shaped(torch.rand(shape, device=device)))
+            self._make_fast(torch.rand(shape, device=device))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # what is made here is used on other streams
 
     def _make_fast(self, example: Tensor) -> None:
         """Join what cuDNN can do in one call, and trace the network, where both work for batches of this shape."""
         if self._device.type == "cuda" and (self._precision == "fp32" or self._format == torch.channels_last):
-            fused = deepcopy(self._network)
-            fuse(fused)
+            plain, self._network = self._network, deepcopy(self._network)
+            fuse(self._network)
             try:
-                fused.score(example)
-                self._network = fused
+                self._score(example)
             except RuntimeError as error:
-                if _is_about_memory(error):
+                self._network = plain
+                if is_about_memory(error):
                     raise
                 _log.warning("cuDNN does not join convolution and activation on %s: %s", self._device, error)
-        self._traced = _trace(self._network, example)
+        self._whole = one_call("the network", self._score, example)
 
     @property
     def name(self) -> str:
@@ -117,7 +118,7 @@ class DeviceEngine:
             loaded = torch.stack([torch.as_tensor(load(), device=self._device) for load in batch])
             missing = self._batch_size - len(batch)
             padded = torch.nn.functional.pad(loaded, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else loaded
-            scores = self._forward_as_memory_allows(self._shaped(padded))
+            scores = self._forward_as_memory_allows(padded)
         return _Scores.of(scores[: len(batch)])
 
     def _forward_as_memory_allows(self, batch: Tensor) -> Tensor:
@@ -136,14 +137,14 @@ class DeviceEngine:
             _log.warning("the device %s is out of memory: %d windows at once from now on", self._device, self._at_once)
 
     def _forward(self, batch: Tensor) -> Tensor:
-        if self._traced is not None and self._at_once == len(batch):
-            return _run_traced(self._traced, batch).float()
-        parts = [self._network.score(part).float() for part in torch.split(batch, self._at_once)]
+        if self._whole is not None and self._at_once == len(batch):
+            return self._whole(batch)
+        parts = [self._score(part) for part in torch.split(batch, self._at_once)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _shaped(self, batch: Tensor) -> Tensor:
-        """Return a batch in the type and the order in which the network takes it."""
-        return batch.to(self._dtype, memory_format=self._format)
+    def _score(self, batch: Tensor) -> Tensor:
+        """Map (windows, bands, height, width) float32 to float32 scores, in the network's own type and order between."""
+        return self._network.score(batch.to(self._dtype, memory_format=self._format)).float()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,47 +174,14 @@ class _Scores:
             yield np.asarray(window)
 
 
-def _trace(network: MultiScale, example: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """Return the network as one call; None where that does not give the same.
-
-    Called layer by layer, every one of hundreds of operations gives up Python's lock and has to get it back from threads that read and
-    write: measured on an H100, a window then took 60 ms in place of 14.
-    """
-    expected = network.score(example)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and says which sizes become constants
-        try:
-            traced = torch.jit.trace(Scores(network), example, check_trace=False)  # type: ignore[no-untyped-call]
-            same = bool(torch.equal(_run_traced(traced, example), expected))
-        except RuntimeError as error:
-            if _is_about_memory(error):
-                raise
-            _log.warning("the network could not be traced and is called layer by layer: %s", error)
-            return None
-    if not same:
-        _log.warning("the traced network gives other scores, and is called layer by layer")
-    return traced if same else None
-
-
-def _run_traced(traced: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """Run it as it was written: what TorchScript makes of it after two calls may round otherwise."""
-    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        return traced(batch)
-
-
 @contextlib.contextmanager
 def _no_memory_is_no_error() -> Iterator[None]:
     """Go on behind what is done inside where the device has not enough memory for it."""
     try:
         yield
     except RuntimeError as error:
-        if not _is_about_memory(error):
+        if not is_about_memory(error):
             raise
-
-
-def _is_about_memory(error: RuntimeError) -> bool:
-    """Tell whether a device has not enough memory; TorchScript keeps only the text of an error."""
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def memory_format_for(network: MultiScale, precision: UsedPrecision) -> torch.memory_format:

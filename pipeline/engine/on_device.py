@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import queue
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from pipeline.blend import window_parts
+from pipeline.engine.one_call import is_about_memory, one_call
 from pipeline.errors import BlockError
 from pipeline.labels import NODATA_LABEL
 from pipeline.network.resize import upsample
@@ -67,6 +69,7 @@ class DeviceTile:
 
     def __init__(self, tile: Tile, *, stretch: Stretch, model: ModelSpec, device: torch.device) -> None:
         self._window = tile.window
+        self._stretch, self._model, self._device = stretch, model, device
         dtype = _SIGNED.get(tile.pixels.dtype.name, tile.pixels.dtype.newbyteorder("="))
         with enough_memory(device, f"the pixels of a block ({tile.window.height} x {tile.window.width} px)"):
             self._pixels = torch.from_numpy(np.require(tile.pixels, dtype, ["C", "W"])).to(device)
@@ -74,25 +77,45 @@ class DeviceTile:
         # As `stretch.py` has it: float32 holds 8- and 16-bit integers exactly.
         exact = tile.pixels.dtype.itemsize <= 2 or tile.pixels.dtype == np.float32
         self._dtype = torch.float32 if exact else torch.float64
-        self._low = _per_band(stretch.low, self._dtype, device)
-        scale = [255.0 / (high - low) if high > low else 0.0 for low, high in zip(stretch.low, stretch.high, strict=True)]
-        self._scale = _per_band(scale, self._dtype, device)
-        self._range = model.input_range
-        self._mean, self._std = (_per_band(values, torch.float32, device) for values in (model.mean, model.std))
 
     def load(self, window: Window) -> Callable[[], Tensor]:
         """Return what gives a window, normalised: (bands, height, width) float32; as `normalise.normalise` does."""
         inside = window.relative_to(self._window).to_slices()
-        return lambda: self._normalise(inside)
+        model = self._model
+        scale = model.input_range, tuple(model.mean), tuple(model.std)
 
-    def _normalise(self, inside: tuple[slice, slice]) -> Tensor:
-        values = self._pixels[:, *inside].to(self._dtype, copy=True)
-        values = values.sub_(self._low).mul_(self._scale)
+        def give() -> Tensor:
+            pixels, hidden = self._pixels[:, *inside], self._hidden[inside]
+            normalise = _normaliser(self._stretch, scale, self._dtype, pixels.dtype, tuple(pixels.shape), self._device)
+            return normalise(pixels, hidden)
+
+        return give
+
+
+@lru_cache(maxsize=16)
+def _normaliser(
+    stretch: Stretch,
+    scale: tuple[tuple[float, float], tuple[float, ...], tuple[float, ...]],
+    dtype: torch.dtype,
+    given: torch.dtype,
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what makes (bands, height, width) pixels and (height, width) hidden ones a normalised window, in one call."""
+    (low, high), mean, std = scale
+    steps = [255.0 / (top - bottom) if top > bottom else 0.0 for bottom, top in zip(stretch.low, stretch.high, strict=True)]
+    lows, factors = _per_band(stretch.low, dtype, device), _per_band(steps, dtype, device)
+    means, stds = _per_band(mean, torch.float32, device), _per_band(std, torch.float32, device)
+
+    def normalise(pixels: Tensor, hidden: Tensor) -> Tensor:
+        values = (pixels.to(dtype) - lows).mul_(factors)
         values = values.masked_fill_(values.isnan(), 0).clamp_(0, 255).float()
-        low, high = self._range
         if (low, high) != (0, 255):
-            values.mul_((high - low) / 255).add_(low)
-        return values.sub_(self._mean).div_(self._std).masked_fill_(self._hidden[inside], 0)
+            values = (values * ((high - low) / 255)).add_(low)
+        return (values - means).div_(stds).masked_fill_(hidden, 0)
+
+    example = torch.zeros(shape, dtype=given, device=device), torch.zeros(shape[1:], dtype=torch.bool, device=device)
+    return one_call("normalising", normalise, *example)
 
 
 class DeviceBlender:
@@ -115,12 +138,12 @@ class DeviceBlender:
         if parts is None:
             return
         with enough_memory(self._device, "a window that is blended"):
-            given = torch.from_numpy(scores).to(self._device, non_blocking=True)
-            factor = self._cells.factor
-            pixels = given if factor == 1 else upsample(given[None], factor, self._cells.alignment)[0]
-            row_weights, col_weights = self._there(parts.row_weights), self._there(parts.col_weights)
-            shares = pixels[:, *parts.within].softmax(dim=0)
-            self._sum[:, *parts.onto].addcmul_(shares, row_weights[:, None] * col_weights)
+            weigh = _weigher(self._cells, self._lattice.size_px, len(scores), self._device)
+            weights = (
+                _weights_there(one.tobytes(), self._device) for one in (parts.window_row_weights, parts.window_col_weights)
+            )
+            weighted = weigh(torch.from_numpy(scores).to(self._device, non_blocking=True), *weights)
+            self._sum[:, *parts.onto] += weighted[:, *parts.within]
 
     def blended(self) -> Blended:
         """Return itself: what is added lies where the block goes on with it."""
@@ -153,13 +176,34 @@ class DeviceBlender:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._device, non_blocking=True)
 
 
+@lru_cache(maxsize=16)
+def _weigher(cells: Cells, size_px: int, n_classes: int, device: torch.device) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return what makes the scores of a window and the weights of its rows and columns weighted probabilities, in one call."""
+
+    def weigh(scores: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+        pixels = scores if cells.factor == 1 else upsample(scores[None], cells.factor, cells.alignment)[0]
+        return pixels[:, :size_px, :size_px].softmax(dim=0).mul_(rows[:, None] * cols)
+
+    n_cells = cells.n_covering(size_px)
+    weights = torch.ones(size_px, device=device)
+    return one_call("blending", weigh, torch.zeros(n_classes, n_cells, n_cells, device=device), weights, weights)
+
+
+@lru_cache(maxsize=64)
+def _weights_there(weights: bytes, device: torch.device) -> Tensor:
+    """Return float32 weights on a device; most windows have the same."""
+    return torch.from_numpy(np.frombuffer(weights, np.float32).copy()).to(device)
+
+
 @contextlib.contextmanager
 def enough_memory(device: torch.device, what: str) -> Iterator[None]:
     """Raise BlockError where the device has not enough memory for what is done inside."""
     failed = False
     try:
         yield
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_about_memory(error):
+            raise
         failed = True
     if failed:  # out here: the error keeps the tensors of the call that failed
         raise BlockError(

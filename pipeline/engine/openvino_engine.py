@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from pipeline.durable_file import replace_durably
 from pipeline.errors import MissingDependencyError, SpecError, StoreError
 from pipeline.network.fold import fold_batch_norm
-from pipeline.network.multiscale import Scores
 from pipeline.ordered import map_ahead
 from pipeline.user_cache import cache_folder
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from pipeline.engine.protocol import EngineSpec
     from pipeline.network.multiscale import MultiScale
@@ -132,6 +133,18 @@ def require_openvino() -> None:
         )
 
 
+class _Scores(nn.Module):
+    """A network whose ``forward`` gives the scores at its own stride."""
+
+    def __init__(self, network: MultiScale) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (1, bands, H, W) to (1, classes, rows, columns)."""
+        return self.network.score(x)
+
+
 def _converted(core: Any, network: MultiScale, shape: tuple[int, int, int, int], cache_key: str | None) -> Any:
     """Return the network as an OpenVINO model, from the cache where it is there and whole."""
     example = _example_shape(network, shape)
@@ -161,7 +174,7 @@ def _convert(network: MultiScale, example_shape: tuple[int, int, int, int]) -> A
     from openvino.frontend import FrontEndManager  # noqa: PLC0415
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noqa: PLC0415
 
-    module = Scores(fold_batch_norm(network.eval()))
+    module = _Scores(fold_batch_norm(network.eval()))
     example = torch.zeros(example_shape)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and says which sizes become constants

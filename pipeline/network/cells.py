@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,12 +31,20 @@ class Cells:
         return -(-n_pixels // self.factor)
 
     def between(self, n_pixels: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-        """Return where ``n_pixels`` in a row take their scores: the cell before each, the cell after it, and the share of the latter."""
-        pixel = np.arange(n_pixels)
-        last = self.n_covering(n_pixels) - 1
-        position = pixel / self.factor if self.alignment == "corner" else np.clip((pixel + 0.5) / self.factor - 0.5, 0, last)
-        before = np.floor(position).astype(np.intp)
-        return before, np.minimum(before + 1, last), (position - before).astype(np.float32)
+        """Return where ``n_pixels`` in a row take their scores: the cell before each, the cell after it, and the share of the latter.
+
+        They are kept, and not to be changed.
+        """
+        return _between(self, n_pixels)
+
+
+@lru_cache(maxsize=64)
+def _between(cells: Cells, n_pixels: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    pixel = np.arange(n_pixels)
+    last = cells.n_covering(n_pixels) - 1
+    position = pixel / cells.factor if cells.alignment == "corner" else np.clip((pixel + 0.5) / cells.factor - 0.5, 0, last)
+    before = np.floor(position).astype(np.intp)
+    return before, np.minimum(before + 1, last), (position - before).astype(np.float32)
 
 
 def cells_of(network: NetworkSpec, multiscale: MultiScaleSpec) -> Cells:

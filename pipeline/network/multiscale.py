@@ -99,18 +99,6 @@ class MultiScale(nn.Module):
         return logits.flip(-1) if self.views[index][1] else logits
 
 
-class Scores(nn.Module):
-    """A network whose ``forward`` gives the scores at its own stride, for what traces it."""
-
-    def __init__(self, network: MultiScale) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, bands, H, W) to (N, classes, rows, columns)."""
-        return self.network.score(x)
-
-
 def _full_precision(x: Tensor) -> Tensor:
     """Return ``x`` in at least float32, whatever autocast made of it."""
     return x if x.dtype == torch.float64 else x.float()

@@ -206,7 +206,7 @@ def test_a_batch_that_the_device_cannot_hold_is_halved(monkeypatch, network, fit
         return batch
 
     monkeypatch.setattr(engine._network, "score", score)
-    monkeypatch.setattr(engine, "_traced", score)
+    monkeypatch.setattr(engine, "_whole", score)
     windows = windows_of(3)
     loads = [lambda window=window: window for window in windows]
     np.testing.assert_array_equal(list(engine.scores(loads)), windows)
@@ -232,41 +232,26 @@ def test_other_errors_of_a_network_are_told(monkeypatch, network):
     def score(_batch):
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(engine, "_traced", score)
+    monkeypatch.setattr(engine, "_whole", score)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         list(engine.scores([lambda: windows_of(1)[0]]))
 
 
 @pytest.mark.parametrize("name", variant_names())
-def test_every_network_is_traced_and_gives_the_same_bytes(monkeypatch, name):
+def test_every_network_is_traced_and_gives_the_same_bytes(monkeypatch, caplog, name):
     torch.manual_seed(0)
     network = build_network(variant(name).network).eval()
     system = assemble(network, MultiScaleSpec(), mode="window" if network.spec.image_pooling == "global" else None)
     side = 65 if network.spec.alignment == "corner" else 64
     monkeypatch.setattr("pipeline.engine.device_engine._MOST_AT_ONCE", 2)
     engine = DeviceEngine(system, EngineSpec(), device=torch.device("cpu", 0), window_px=side)
-    assert engine._traced is not None
+    assert not caplog.text
     windows = windows_of(3, side)
     loads = [lambda window=window: window for window in windows]
     traced = list(engine.scores(loads))
-    engine._traced = None
+    engine._whole = None
     for found, expected in zip(traced, engine.scores(loads), strict=True):
         assert found.tobytes() == expected.tobytes()
-
-
-@pytest.mark.parametrize("fault", ["other", "error"])
-def test_a_trace_that_fails_or_gives_something_else_is_not_used(monkeypatch, network, caplog, fault):
-    def trace(_module, _example, **_):
-        if fault == "error":
-            raise RuntimeError("cannot be traced")
-        return lambda batch: batch
-
-    monkeypatch.setattr(torch.jit, "trace", trace)
-    monkeypatch.setattr(torch, "equal", lambda one, other: one is other)
-    engine = engine_on("cpu:0", network)
-    assert engine._traced is None
-    assert "layer by layer" in caplog.text
-    assert len(list(engine.scores([lambda: windows_of(1)[0]]))) == 1
 
 
 def test_a_device_that_cannot_hold_a_block_is_said_to_be_so():

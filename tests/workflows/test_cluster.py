@@ -191,6 +191,18 @@ def test_the_scheduler_keeps_nothing_of_what_was_submitted():
         assert len(spans) >= 1
 
 
+@pytest.mark.cluster
+@pytest.mark.parametrize(("has_driver", "threads"), [(False, 2), (True, 8)])
+def test_workers_have_a_thread_for_each_block_that_they_may_work_on(monkeypatch, tmp_path, has_driver, threads):
+    sign = tmp_path / "version"
+    monkeypatch.setattr(local_workers, "_DRIVER_SIGNS", (str(sign),))
+    if has_driver:
+        sign.touch()
+    staffing = Staffing(n_workers=1, threads=1, limit_bytes=2**30)
+    with local_workers.start_cluster(ClusterSpec(n_workers=1), staffing) as local, Client(local) as client:
+        assert list(client.nthreads().values()) == [threads]
+
+
 def test_a_scheduler_is_waited_for(monkeypatch):
     tries = []
 

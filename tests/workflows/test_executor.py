@@ -164,6 +164,16 @@ def executor_with(**methods) -> DaskExecutor:
     return DaskExecutor(SimpleNamespace(**methods))
 
 
+def test_a_worker_with_a_device_gets_as_many_blocks_as_it_has_threads_up_to_eight():
+    threads = {"one": 1, "two": 2, "many": 16}
+    subject = executor_with(nthreads=lambda: threads)
+    assert subject._width() == (1 + 1) + (2 + 1) + (2 + 1)
+    done = BlockReceipt(block=(0, 0), state="done", n_pixels=1, seconds=1.0, device="cuda", host="")
+    subject._gather = lambda futures, _timeout_s: dict.fromkeys(futures, done)
+    subject._fetch([SimpleNamespace(key="a", status="finished")])
+    assert subject._width() == (1 + 1) + (2 + 1) + (8 + 1)
+
+
 def test_a_worker_has_blocks_at_work_and_one_waiting_and_more_where_they_take_no_time():
     looks = []
     threads = {"one": 1, "two": 2, "many": 8}
