@@ -73,7 +73,8 @@ class DeviceEngine:
         with torch.inference_mode(), _no_memory_is_no_error():  # what does not fit is told when there is something to compute
             self._make_fast(torch.rand(shape, device=device))
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # what is made here is used on other streams
+            torch.cuda.synchronize(device)  # what is made here is used on other streams,
+            torch.cuda.empty_cache()  # which do not get the memory that is left over on this one
 
     def _make_fast(self, example: Tensor) -> None:
         """Join what cuDNN can do in one call, and trace the network, where both work for batches of this shape."""

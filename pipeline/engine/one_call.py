@@ -1,8 +1,8 @@
 """How are many operations one call? Traced: then Python's lock is given up once, and not with each of them.
 
-Who gives it up has to get it back from whoever took it. With one other thread busy in Python, the 200 operations of a network on windows of
-32 px took 690 ms in place of 4; 53 and 22 where threads take turns every 0.5 and 0.1 ms, not Python's 5; traced, 4 to 5 (two cores). Several
-threads read and write while a device waits for one.
+Who gives it up has to get it back from whoever took it. With one other thread busy in Python, the 200 operations of a network on windows
+of 32 px took 690 ms in place of 4 (two cores); 53 and 22 where threads take turns every 0.5 and 0.1 ms, not Python's 5; traced, 4 to 5.
+Several threads read and write while a device waits for one.
 """
 
 from __future__ import annotations
