@@ -23,7 +23,7 @@ def test_a_stage_counts_every_time_and_also_when_it_fails(monkeypatch):
 def test_the_turn_is_held_while_the_block_computes_and_waiting_is_counted():
     turn = threading.Lock()
     workplace = Workplace(turn=turn)
-    with workplace.computing():
+    with workplace.held("turn"):
         assert turn.locked()
     assert not turn.locked()
     assert workplace.clock.seconds["wait"] >= 0
@@ -32,10 +32,10 @@ def test_the_turn_is_held_while_the_block_computes_and_waiting_is_counted():
 def test_the_entry_can_be_left_before_the_block_ends_and_is_left_at_its_end():
     entry = threading.Lock()
     workplace = Workplace(entry=entry)
-    with workplace.entered() as leave:
+    with workplace.held("entry") as leave:
         assert entry.locked()
         leave()
         assert not entry.locked()
-    with pytest.raises(ValueError, match="x"), workplace.entered():
+    with pytest.raises(ValueError, match="x"), workplace.held("entry"):
         raise ValueError("x")
     assert not entry.locked()
