@@ -11,7 +11,7 @@ from pipeline.blend import Blender
 from pipeline.blended import BlendedHere
 from pipeline.engine import on_device
 from pipeline.engine.cudnn_fused import FusedConvolution, fuse
-from pipeline.engine.device_engine import DeviceEngine
+from pipeline.engine.device_engine import DeviceEngine, memory_format_for
 from pipeline.engine.engines import open_engine, predict_windows
 from pipeline.engine.on_device import DeviceBlender, DeviceRooms, DeviceTile
 from pipeline.engine.protocol import EngineSpec
@@ -272,9 +272,14 @@ def test_convolutions_that_cudnn_joins_with_what_follows_give_the_same_scores(mo
     side = 129 if network.spec.alignment == "corner" else 128
     windows = windows_of(1, side)
     engine = DeviceEngine(system, EngineSpec(precision=precision), device=torch.device("cuda"), window_px=side)
-    assert any(isinstance(layer, FusedConvolution) for layer in engine._network.modules()) or name.startswith(
-        ("deeplabv1", "deeplabv2-vgg")
+    can_be_joined = any(
+        isinstance(layer, ConvNormActivation)
+        and layer.conv.groups == 1
+        and isinstance(layer.activation, torch.nn.ReLU | torch.nn.ReLU6)
+        for layer in system.modules()
     )
+    is_wanted = precision == "fp32" or memory_format_for(system, precision) == torch.channels_last
+    assert any(isinstance(layer, FusedConvolution) for layer in engine._network.modules()) == (can_be_joined and is_wanted)
     (found,) = engine.scores([lambda: windows[0]])
     with torch.inference_mode():
         expected = system.double().score(torch.from_numpy(windows).double())[0].numpy()
@@ -294,6 +299,20 @@ def test_what_follows_a_convolution_is_joined_where_there_is_something(network):
     left = [layer for layer in folded.modules() if isinstance(layer, ConvNormActivation)]
     assert left == plain
     assert 0 < len(left) < n_layers
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "expected"),
+    [
+        ("deeplabv3plus-resnet101", "fp32", torch.contiguous_format),
+        ("deeplabv3plus-resnet101", "tf32", torch.channels_last),
+        ("deeplabv3plus-resnet101", "fp16", torch.channels_last),
+        ("deeplabv3plus-mobilenet_v2", "tf32", torch.contiguous_format),
+        ("deeplabv3plus-xception65", "bf16", torch.contiguous_format),
+    ],
+)
+def test_channels_are_last_where_matrix_units_want_them_and_no_kernel_is_depthwise(name, precision, expected):
+    assert memory_format_for(MultiScale(build_network(variant(name).network), MultiScaleSpec()), precision) == expected
 
 
 @pytest.mark.parametrize(
