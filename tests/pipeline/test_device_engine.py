@@ -44,6 +44,12 @@ OUTER = Window(row_off=-3, col_off=10, height=40, width=52)
 INNER = Window(row_off=5, col_off=20, height=16, width=24)
 
 
+@pytest.fixture(autouse=True)
+def few_windows_at_once(monkeypatch):
+    """A batch of 64 small windows is no more of a test than one of four."""
+    monkeypatch.setattr("pipeline.engine.device_engine._MOST_AT_ONCE", 4)
+
+
 @pytest.fixture(scope="module")
 def model():
     return tiny_model_spec(n_classes=4)
@@ -155,8 +161,7 @@ def test_of_classes_that_are_as_probable_the_first_is_taken(device):
 @devices
 @pytest.mark.parametrize("n", [1, 3, 4, 9])
 @pytest.mark.parametrize("multiscale", [MultiScaleSpec(), MultiScaleSpec(scales=(1.0, 0.5), flip=True)])
-def test_a_device_gives_what_the_cpu_gives(monkeypatch, network, device, n, multiscale):
-    monkeypatch.setattr("pipeline.engine.device_engine._MOST_AT_ONCE", 4)
+def test_a_device_gives_what_the_cpu_gives(network, device, n, multiscale):
     windows, there = windows_of(n), engine_on(device, network, multiscale=multiscale, precision="fp32")
     found = predict_windows(there, windows)
     np.testing.assert_allclose(found, predict_windows(engine_here(network, multiscale=multiscale), windows), rtol=0, atol=1e-3)
@@ -196,7 +201,6 @@ def test_lower_precision_says_so_and_is_near(precision):
     "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("in the interpreter: CUDA out of memory")]
 )
 def test_a_batch_that_the_device_cannot_hold_is_halved(monkeypatch, network, fits, n_calls, error):
-    monkeypatch.setattr("pipeline.engine.device_engine._MOST_AT_ONCE", 4)
     engine, calls = engine_on("cpu:0", network), []
 
     def score(batch):

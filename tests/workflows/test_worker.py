@@ -77,6 +77,7 @@ def on_device(monkeypatch):
         return DeviceEngine(network, spec, device=there, window_px=window_px)
 
     worker._load_engine.cache_clear()
+    monkeypatch.setattr("pipeline.engine.device_engine._MOST_AT_ONCE", 4)
     monkeypatch.setattr(worker, "choose_device", lambda _: there)
     monkeypatch.setattr(worker, "open_engine", open_there)
     monkeypatch.setattr(worker, "_rooms", lambda _device: rooms)
