@@ -85,12 +85,8 @@ class Blender:
             add_window(scores, parts.rows, parts.cols, *weights, self._sum[:, *parts.onto])
 
     def blended(self) -> Blended:
-        """Return the mean as what a block goes on with."""
+        """Return the mean: probabilities that sum to 1; to less where a window that covers the pixel was not added."""
         return BlendedHere(self._sum)
-
-    def result(self) -> NDArray[np.float32]:
-        """Return the mean: (classes, height, width) float32, summing to 1; less where a window that covers the pixel was not added."""
-        return self._sum
 
 
 @lru_cache(maxsize=512)

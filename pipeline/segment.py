@@ -164,13 +164,13 @@ def _see(  # noqa: PLR0913
 ) -> tuple[Blended, Callable[[], None]]:
     """Take the turn, and return what the network and earlier blocks say of a block, and what leaves the turn."""
     clock, seen = workplace.clock, workplace.seen
+    load: Callable[[Window], Load] | None
     with clock.stage("network"):
         load = loader_for(engine, tile, stretch=spec.stretch, model=model)
     leave_turn = stack.enter_context(workplace.held("turn"))
     with clock.stage("network"):
         known, enough = _remember(scene, tile, windows, spec, seen, engine.cells)
-        if enough is not tile:
-            load = loader_for(engine, enough, stretch=spec.stretch, model=model)
+        load = load if enough is tile else None
         blended = predict(enough, windows, engine=engine, model=model, spec=spec, seen=seen, known=known, load=load)
         _forget(windows, spec, seen, engine.cells)
     return blended, leave_turn

@@ -58,9 +58,14 @@ class Stretch:
         if pixels.shape[0] != len(self.low):
             raise SpecError(f"{pixels.shape[0]} bands were given to a stretch of {len(self.low)}; estimate it for the same bands")
         result = np.empty(pixels.shape, dtype=np.float32)
-        for band, target, low, high in zip(pixels, result, self.low, self.high, strict=True):
-            target[...] = _stretched(band, low=low, high=high)
+        for band, target, low, factor in zip(pixels, result, self.low, self.factors, strict=True):
+            target[...] = _stretched(band, low=low, factor=factor)
         return result
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """Per selected band: steps of 0..255 per source unit."""
+        return tuple(255.0 / (high - low) if high > low else 0.0 for low, high in zip(self.low, self.high, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dictionary that JSON can hold."""
@@ -129,15 +134,20 @@ def _ends(samples: list[NDArray[Any]], percentiles: tuple[float, float]) -> tupl
     return float(low), float(high)
 
 
-def _stretched(band: NDArray[Any], *, low: float, high: float) -> NDArray[Any]:
+def stretched_dtype(dtype: np.dtype[Any]) -> type[np.float32 | np.float64]:
+    """Return what pixels of a type are stretched in.
+
+    float32 holds 8- and 16-bit integers exactly; a difference of large 32-bit integers or doubles needs float64.
+    """
+    return np.float32 if dtype.itemsize <= 2 or dtype == np.float32 else np.float64
+
+
+def _stretched(band: NDArray[Any], *, low: float, factor: float) -> NDArray[Any]:
     """Return one band (height, width) in 0..255, NaN as 0."""
-    if band.dtype == np.uint8 and (low, high) == (0, 255):
+    if band.dtype == np.uint8 and (low, factor) == (0, 1):
         return band  # the sums below give the same numbers
-    # float32 holds 8- and 16-bit integers exactly; a difference of large 32-bit integers or doubles needs
-    # float64.
-    exact = band.dtype.itemsize <= 2 or band.dtype == np.float32
-    scaled: NDArray[np.floating[Any]] = band.astype(np.float32 if exact else np.float64)
+    scaled: NDArray[np.floating[Any]] = band.astype(stretched_dtype(band.dtype))
     scaled -= low
-    scaled *= 255.0 / (high - low) if high > low else 0.0
+    scaled *= factor
     scaled[np.isnan(scaled)] = 0
     return np.clip(scaled, 0, 255, out=scaled)

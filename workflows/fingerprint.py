@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.engine.engines import choose_engine
-from pipeline.engine.torch_engine import choose_device, choose_precision
+from pipeline.engine.torch_engine import choose_precision
 from pipeline.scene import scene_files
 from pipeline.spec import ALGORITHM_VERSION, SegmentSpec
 
@@ -66,7 +66,7 @@ def soft_fields(spec: SegmentSpec, engine: EngineSpec) -> dict[str, Any]:
             ),
             "device": engine.device if engine.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"),
             "engine": runs_network,
-            "precision": choose_precision(engine, choose_device(engine)),
+            "precision": choose_precision(engine),
             "machine": platform.machine(),
             "version": versions,
         }

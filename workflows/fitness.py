@@ -113,7 +113,7 @@ def _other_versions(wanted: dict[str, str]) -> str | None:
 def _describe_engine(engine: EngineSpec) -> tuple[str, str | None]:
     """Return what would run the network here, and why it could not."""
     try:
-        return f"{choose_engine(engine)} {choose_precision(engine, choose_device(engine))} on {choose_device(engine).type}", None
+        return f"{choose_engine(engine)} {choose_precision(engine)} on {choose_device(engine).type}", None
     except PipelineError as error:
         return "", str(error)
 

@@ -69,7 +69,7 @@ def check_devices() -> Iterator[Finding]:
     yield _cores(workers, threads)
     yield from _cuda()
     spec = EngineSpec()
-    yield ok("engine", f"auto is {choose_engine(spec)} {choose_precision(spec, choose_device(spec))} on {choose_device(spec)}")
+    yield ok("engine", f"auto is {choose_engine(spec)} {choose_precision(spec)} on {choose_device(spec)}")
 
 
 def check_limits() -> Iterator[Finding]:

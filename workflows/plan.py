@@ -69,7 +69,7 @@ class Plan:
 
     def describe_engine(self, engine: EngineSpec) -> str:
         """Return what runs the network, in words."""
-        return f"{self.engine} {choose_precision(engine, choose_device(engine))} on {choose_device(engine).type}"
+        return f"{self.engine} {choose_precision(engine)} on {choose_device(engine).type}"
 
     @property
     def n_pixels(self) -> int:

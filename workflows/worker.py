@@ -25,7 +25,7 @@ from pipeline.engine.engines import open_engine
 from pipeline.engine.on_device import DeviceRooms
 from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import BlockError, PipelineError, WeightsError
-from pipeline.grid import BLOCKS_AT_ONCE, BLOCKS_AT_ONCE_CUDA, Blocks
+from pipeline.grid import Blocks, blocks_at_once
 from pipeline.json_digest import json_digest
 from pipeline.memory import seen_windows_bytes
 from pipeline.network.checkpoint import file_sha256, load_network, read_model_spec
@@ -62,7 +62,7 @@ _keeping = threading.Lock()
 _queue = Queue()
 """Blocks take their turns in the order in which they came. One computes at a time: its stages use all threads of the process. Where a CRF
 follows, one at a time is between reading and the end of its network: the CRF takes longer, and the next block is read meanwhile."""
-_slots = {"cpu": threading.BoundedSemaphore(BLOCKS_AT_ONCE), "cuda": threading.BoundedSemaphore(BLOCKS_AT_ONCE_CUDA)}
+_slots = {device: threading.BoundedSemaphore(blocks_at_once(device)) for device in ("cpu", "cuda")}
 _SWITCH_S = 0.0001
 """How long a thread of this process computes in Python before another may, s, where a device waits for one of them: its calls are short."""
 _ROOMS = 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 from collections import deque
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 
 from pipeline.engine.cudnn_fused import fuse
-from pipeline.engine.one_call import is_about_memory, one_call
+from pipeline.engine.device_memory import is_about_memory, no_memory_is_no_error
+from pipeline.engine.one_call import one_call
 from pipeline.engine.torch_engine import DTYPES, choose_precision
 from pipeline.errors import BlockError
 from pipeline.network.fold import fold_batch_norm
@@ -70,7 +70,7 @@ class DeviceEngine:
         self._network: MultiScale = folded.to(memory_format=self._format)  # type: ignore[call-overload]
         shape = (self._batch_size, network.network.spec.n_bands, window_px, window_px)
         self._whole: Callable[[Tensor], Tensor] | None = None  # a batch in one call
-        with torch.inference_mode(), _no_memory_is_no_error():  # what does not fit is told when there is something to compute
+        with torch.inference_mode(), no_memory_is_no_error():  # what does not fit is told when there is something to compute
             self._make_fast(torch.rand(shape, device=device))
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # what is made here is used on other streams,
@@ -125,9 +125,8 @@ class DeviceEngine:
     def _forward_as_memory_allows(self, batch: Tensor) -> Tensor:
         """Run a batch, in parts from now on where the device has not enough memory for it; BlockError where it has not for one window."""
         while True:
-            with _no_memory_is_no_error():
+            with no_memory_is_no_error():
                 return self._forward(batch)
-            # Out here: the error keeps the tensors of the call that failed.
             if self._at_once == 1:
                 raise BlockError(
                     f"the device {self._device} has not enough memory for one window of {batch.shape[-1]} px; use a smaller --window, "
@@ -173,16 +172,6 @@ class _Scores:
             self.there.synchronize()
         for window in self.windows:
             yield np.asarray(window)
-
-
-@contextlib.contextmanager
-def _no_memory_is_no_error() -> Iterator[None]:
-    """Go on behind what is done inside where the device has not enough memory for it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_about_memory(error):
-            raise
 
 
 def memory_format_for(network: MultiScale, precision: UsedPrecision) -> torch.memory_format:

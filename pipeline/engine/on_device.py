@@ -20,10 +20,11 @@ import numpy as np
 import torch
 
 from pipeline.blend import window_parts
-from pipeline.engine.one_call import is_about_memory, one_call
-from pipeline.errors import BlockError
+from pipeline.engine.device_memory import enough_memory
+from pipeline.engine.one_call import one_call
 from pipeline.labels import NODATA_LABEL
 from pipeline.network.resize import upsample
+from pipeline.stretch import stretched_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,9 +75,7 @@ class DeviceTile:
         with enough_memory(device, f"the pixels of a block ({tile.window.height} x {tile.window.width} px)"):
             self._pixels = torch.from_numpy(np.require(tile.pixels, dtype, ["C", "W"])).to(device)
             self._hidden = torch.from_numpy(~tile.valid).to(device)
-        # As `stretch.py` has it: float32 holds 8- and 16-bit integers exactly.
-        exact = tile.pixels.dtype.itemsize <= 2 or tile.pixels.dtype == np.float32
-        self._dtype = torch.float32 if exact else torch.float64
+        self._dtype = torch.float32 if stretched_dtype(tile.pixels.dtype) is np.float32 else torch.float64
 
     def load(self, window: Window) -> Callable[[], Tensor]:
         """Return what gives a window, normalised: (bands, height, width) float32; as `normalise.normalise` does."""
@@ -103,8 +102,7 @@ def _normaliser(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return what makes (bands, height, width) pixels and (height, width) hidden ones a normalised window, in one call."""
     (low, high), mean, std = scale
-    steps = [255.0 / (top - bottom) if top > bottom else 0.0 for bottom, top in zip(stretch.low, stretch.high, strict=True)]
-    lows, factors = _per_band(stretch.low, dtype, device), _per_band(steps, dtype, device)
+    lows, factors = _per_band(stretch.low, dtype, device), _per_band(stretch.factors, dtype, device)
     means, stds = _per_band(mean, torch.float32, device), _per_band(std, torch.float32, device)
 
     def normalise(pixels: Tensor, hidden: Tensor) -> Tensor:
@@ -195,21 +193,5 @@ def _weights_there(weights: bytes, device: torch.device) -> Tensor:
     return torch.from_numpy(np.frombuffer(weights, np.float32).copy()).to(device)
 
 
-@contextlib.contextmanager
-def enough_memory(device: torch.device, what: str) -> Iterator[None]:
-    """Raise BlockError where the device has not enough memory for what is done inside."""
-    failed = False
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_about_memory(error):
-            raise
-        failed = True
-    if failed:  # out here: the error keeps the tensors of the call that failed
-        raise BlockError(
-            f"the device {device} has not enough memory for {what}; use a smaller --block, or a device that nobody else uses"
-        )
-
-
-def _per_band(values: tuple[float, ...] | list[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _per_band(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=dtype, device=device)[:, None, None]

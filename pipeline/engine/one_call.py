@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline.engine.device_memory import is_about_memory
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -49,11 +51,6 @@ def one_call(name: str, work: Work, *example: Tensor) -> Work:
             return work
     _log.warning("%s gives something else when traced, and is called operation by operation", name)
     return work
-
-
-def is_about_memory(error: RuntimeError) -> bool:
-    """Tell whether a device has not enough memory; what was traced keeps only the text of an error."""
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def _run(traced: Work, *given: Tensor) -> Tensor:

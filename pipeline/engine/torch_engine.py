@@ -83,10 +83,11 @@ def choose_device(spec: EngineSpec) -> torch.device:
     return torch.device("cuda" if available and spec.device != "cpu" else "cpu")
 
 
-def choose_precision(spec: EngineSpec, device: torch.device) -> UsedPrecision:
-    """Return the precision that ``spec`` means on a device."""
+def choose_precision(spec: EngineSpec, device: torch.device | None = None) -> UsedPrecision:
+    """Return the precision that ``spec`` means on a device; None: on the one that it means here."""
     if spec.precision != "auto":
         return spec.precision
+    device = device or choose_device(spec)
     has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FIRST_WITH_TF32
     return "tf32" if has_tf32 else "fp32"
 

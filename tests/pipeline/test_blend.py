@@ -40,7 +40,7 @@ def blended(target, lattice, blend, windows):
     blender = Blender(target, lattice, n_classes=3, blend=blend, cells=Cells())
     for index in lattice.touching(target):
         blender.add(index, np.log(windows[index]))
-    return blender.result()
+    return blender.blended().probabilities()
 
 
 def weight_sum(lattice, blend, *, axis):
@@ -136,7 +136,7 @@ def test_a_window_beside_the_target_changes_nothing():
     lattice = Lattice(shape=(8, 40), size_px=8, step_px=6)
     blender = Blender(Window(row_off=0, col_off=0, height=8, width=6), lattice, n_classes=2, blend="taper", cells=Cells())
     blender.add((0, 3), np.ones((2, 8, 8), np.float32))
-    assert not blender.result().any()
+    assert not blender.blended().probabilities().any()
 
 
 @pytest.mark.parametrize("blend", ["taper", "exact"])
@@ -144,7 +144,7 @@ def test_pixels_without_a_window_are_0_and_those_that_lack_one_have_less_than_1(
     lattice = Lattice(shape=(8, 14), size_px=8, step_px=6)
     blender = Blender(Window.of_shape((8, 14)), lattice, n_classes=2, blend=blend, cells=Cells())
     blender.add((0, 0), np.zeros((2, 8, 8), np.float32))
-    result = blender.result()
+    result = blender.blended().probabilities()
     np.testing.assert_array_equal(result[:, :, 7], 0.125 if blend == "taper" else 0)
     np.testing.assert_array_equal(result[:, :, :6], 0.5)
     np.testing.assert_array_equal(result[:, :, 8:], 0)
@@ -163,14 +163,14 @@ def test_scores_are_enlarged_as_the_network_would_and_made_probabilities(alignme
     blender = Blender(Window.of_shape((side, side)), lattice, n_classes=n_classes, blend="taper", cells=cells)
     blender.add((0, 0), scores)
     assert cells.n_covering(side) == n_cells
-    np.testing.assert_allclose(blender.result(), torch.softmax(enlarged, dim=1)[0].numpy(), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(blender.blended().probabilities(), torch.softmax(enlarged, dim=1)[0].numpy(), rtol=0, atol=2e-6)
 
 
 def test_scores_far_apart_do_not_overflow():
     lattice = Lattice(shape=(3, 3), size_px=3, step_px=3)
     blender = Blender(Window.of_shape((3, 3)), lattice, n_classes=2, blend="taper", cells=Cells())
     blender.add((0, 0), np.stack([np.full((3, 3), 3e4), np.full((3, 3), -3e4)]).astype(np.float32))
-    np.testing.assert_array_equal(blender.result()[0], 1)
+    np.testing.assert_array_equal(blender.blended().probabilities()[0], 1)
 
 
 # --- what the network can run on

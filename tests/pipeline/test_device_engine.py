@@ -9,9 +9,9 @@ from factories import MemoryScene, lively_network, texture, tiny_model_spec
 
 from pipeline.blend import Blender
 from pipeline.blended import BlendedHere
-from pipeline.engine import on_device
 from pipeline.engine.cudnn_fused import FusedConvolution, fuse
 from pipeline.engine.device_engine import DeviceEngine, memory_format_for
+from pipeline.engine.device_memory import enough_memory
 from pipeline.engine.engines import open_engine, predict_windows
 from pipeline.engine.on_device import DeviceBlender, DeviceRooms, DeviceTile
 from pipeline.engine.protocol import EngineSpec
@@ -260,7 +260,7 @@ def test_every_network_is_traced_and_gives_the_same_bytes(monkeypatch, caplog, n
 
 def test_a_device_that_cannot_hold_a_block_is_said_to_be_so():
     message = r"device cpu has not enough memory for the pixels; use a smaller --block"
-    with pytest.raises(BlockError, match=message), on_device.enough_memory(torch.device("cpu"), "the pixels"):
+    with pytest.raises(BlockError, match=message), enough_memory(torch.device("cpu"), "the pixels"):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pipeline.engine.one_call import is_about_memory, one_call
+from pipeline.engine.device_memory import is_about_memory
+from pipeline.engine.one_call import one_call
 
 
 def three_operations(one, other):
