@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -95,7 +96,21 @@ def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1) -> Bloc
     Of several threads of a process a few do a block at a time: one computes, the others read or write.
     """
     with _slots[choose_device(job.engine).type], _queue.joined() as place:
-        return _process(job, index, attempt, place)
+        try:
+            return _process(job, index, attempt, place)
+        except Exception as error:
+            _give_back_locals(error)
+            raise
+
+
+def _give_back_locals(error: BaseException) -> None:
+    """Forget what the functions that an error passed had in hand: whoever keeps it, as Dask does, would keep a block's arrays with it."""
+    known: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in known:
+        known.append(following)
+        traceback.clear_frames(following.__traceback__)
+        following = following.__cause__ or following.__context__
 
 
 def _process(job: BlockJob, index: BlockIndex, attempt: int, place: Place) -> BlockReceipt:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from pipeline.crf.energy import CrfSpec
 from pipeline.engine.device_engine import DeviceEngine
 from pipeline.engine.protocol import EngineSpec
-from pipeline.errors import WeightsError
+from pipeline.errors import BlockError, WeightsError
 from pipeline.grid import Blocks
 from pipeline.spec import SegmentSpec
 from pipeline.store import read_array
@@ -47,6 +48,34 @@ def test_what_fails_is_told_by_the_block_and_not_before(job):
 def test_an_engine_on_demand_is_the_engine(job):
     on_demand, (engine, _) = worker._EngineOnDemand(job), load_engine(job.spec, job.engine)
     assert (on_demand.name, on_demand.device, on_demand.cells) == (engine.name, engine.device, engine.cells)
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_block_that_fails_leaves_nothing_in_memory_while_its_error_is_kept(job, monkeypatch, chained):
+    held = []
+
+    def use_memory():
+        array = np.zeros(1000)
+        held.append(weakref.ref(array))
+        raise OSError("gone")
+
+    def segment_block(*_, **__):
+        own = np.zeros(1000)
+        held.append(weakref.ref(own))
+        try:
+            use_memory()
+        except OSError as cause:
+            later = BlockError("no pixels")
+            if chained:
+                cause.__context__ = later  # whoever follows the chain comes back to where it began
+                raise later from cause
+            raise
+
+    monkeypatch.setattr(worker, "segment_block", segment_block)
+    with pytest.raises((OSError, BlockError)) as failed:
+        process_block(job, (0, 0))
+    assert [reference() is None for reference in held] == [True, True]
+    assert failed.value.__traceback__ is not None  # where it happened can still be told
 
 
 # --- a device, for which torch's CPU stands
