@@ -18,9 +18,10 @@ import numpy as np
 
 from pipeline.crf import mean_field
 from pipeline.crf.energy import MIN_PROBABILITY
-from pipeline.crf.lattice import N_CHUNKS, Lattice, embed, unembedded
+from pipeline.crf.lattice import Lattice, embed, unembedded
 from pipeline.crf.norms import normalise_weights, smoothness_norm
 from pipeline.crf.smoothness import taps
+from pipeline.crf.vertices import N_CHUNKS
 from pipeline.lanes import N_LANES
 from pipeline.window import Window
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 VERTICES_PER_PIXEL = 1.5
 """What the memory bound expects of a scene, copies at the edges of parts among them."""
 _LOOKUP_BYTES = 80
-"""Keys and tables while the lattice is built, per vertex."""
+"""Keys and what is sorted with them while the lattice is built, per vertex; what more threads take is less than the states, later."""
 LONGEST_REST = 4
 """For how many steps at most a pixel rests that hardly changes."""
 
@@ -51,7 +52,7 @@ def tile_bytes(n_pixels: int, *, n_classes: int, n_bands: int) -> int:
     """
     lanes, corners = -(-n_classes // N_LANES) * N_LANES, n_bands + 3
     pixel = 2 * lanes + 2 * 2 * lanes + 8 * corners + 4 * n_classes  # log P, states before and after, corners, marginals
-    vertex = (4 + 2) * lanes + 4 * corners + _LOOKUP_BYTES  # splatted and sliced, chains, keys and tables
+    vertex = (4 + 2) * lanes + 4 * corners + _LOOKUP_BYTES  # splatted and sliced, chains, keys
     return int(n_pixels * (pixel + VERTICES_PER_PIXEL * vertex))
 
 

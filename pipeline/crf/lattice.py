@@ -21,6 +21,7 @@ import numpy as np
 
 from pipeline.compiled import compiled
 from pipeline.crf.phase import elevation, phase
+from pipeline.crf.vertices import N_CHUNKS, chains, merge
 from pipeline.errors import SpecError
 from pipeline.lanes import (
     N_LANES,
@@ -49,10 +50,6 @@ PART_PX = 128
 """At most so many rows has a part, and columns a cell, px: visited cell by cell, the vertices of neighbours stay in the cache."""
 _TOGETHER = 4
 """There are so many parts or a multiple of it, so that few threads end together."""
-N_CHUNKS = 16
-"""Into how many pieces the work on vertices is cut; more than there are threads, so that they end together."""
-
-
 _AHEAD = 32
 """How many questions to a table are under way at once."""
 ROWS_AHEAD = 128
@@ -128,20 +125,19 @@ def embed(
     embedded = list(
         pool.map(lambda strip: _embed_part(flat, valid, strip[0], strip[1], shift, scale, origin, radix, corners), strips)
     )
-    numbers, keys, table = _merge(np.concatenate([own for _, _, own in embedded]))
-    rows, copied, copy_chunks = _rows(numbers, len(keys))
+    vertices = merge(np.concatenate([own for _, _, own in embedded]), radix, pool)
+    rows, copied, copy_chunks = _rows(vertices.numbers, vertices.n_vertices)
     firsts = np.cumsum([0] + [len(own) for _, _, own in embedded])
-    chains = pool.map(lambda direction: _chains(keys, table, radix, direction), range(len(corners)))
     list(pool.map(lambda part, first: _renumber(part[0], rows[first:]), embedded, firsts[:-1]))
     return Lattice(
         n_corners=len(corners),
         parts=tuple(
             Part(rows=strip, vertex=ids, weight=weight) for strip, (ids, weight, _) in zip(strips, embedded, strict=True)
         ),
-        n_vertices=len(keys),
+        n_vertices=vertices.n_vertices,
         copied=copied,
         copy_chunks=copy_chunks,
-        chains=tuple(chains),
+        chains=chains(vertices, radix, pool),
     )
 
 
@@ -350,18 +346,6 @@ def _number(asked: Keys, keys: Keys, n_keys: int, table: Keys, numbers: NDArray[
 
 
 @compiled
-def _merge(part_keys: Keys) -> tuple[NDArray[np.int32], Keys, Keys]:
-    """Return (number of each key, the keys by number, their table), numbered in the order in which they first occur."""
-    n_slots = 2
-    while 2 * n_slots < 3 * len(part_keys):
-        n_slots *= 2
-    table = _empty_table(n_slots)
-    numbers, keys = np.empty(len(part_keys), np.int32), np.empty(len(part_keys), np.int64)
-    n_keys = _number(part_keys, keys, 0, table, numbers)
-    return numbers, keys[:n_keys].copy(), table
-
-
-@compiled
 def _rows(numbers: NDArray[np.int32], n_vertices: int) -> tuple[NDArray[np.int32], NDArray[np.int32], Keys]:
     """Give every vertex of every part a row: (rows, vertices of the copies, where the chunks of copies begin).
 
@@ -402,45 +386,3 @@ def _rows(numbers: NDArray[np.int32], n_vertices: int) -> tuple[NDArray[np.int32
 def _renumber(ids: NDArray[np.int32], rows: NDArray[np.int32]) -> None:
     for at in range(len(ids)):
         ids[at] = rows[ids[at]]
-
-
-@compiled
-def _chains(keys: Keys, table: Keys, radix: Keys, direction: int) -> tuple[NDArray[np.int32], Keys]:
-    """List the vertices that have a neighbour in one direction: (runs, starts of its chunks)."""
-    n = len(radix) - 1
-    every = np.int64(0)
-    for i in range(n):
-        every += radix[i]
-    own = radix[direction] if direction < n else np.int64(0)
-    following = np.empty(len(keys), np.int32)
-    step = np.array([n * radix[n] - every + own, own - radix[n]])  # from remainder 0, from others
-    last = np.uint64(len(table) - 1)
-    for number in range(len(keys)):
-        if number + _AHEAD < len(keys):
-            ahead = keys[number + _AHEAD]
-            prefetch(table, np.int64(_slot(ahead + step[np.int64(ahead >= radix[n])], table)))
-        key = keys[number] + step[np.int64(keys[number] >= radix[n])]
-        slot = _slot(key, table)
-        while table[slot] != key and table[slot] != -1:
-            slot = (slot + np.uint64(2)) & last
-        following[number] = table[slot + np.uint64(1)]
-    begins = np.ones(len(keys), np.bool_)
-    for found in following:
-        if found >= 0:
-            begins[found] = False
-    runs = np.empty(len(keys), np.int32)
-    chunks = np.zeros(N_CHUNKS + 1, np.int64)
-    n_listed, n_chunks = 0, 1
-    for number in range(len(keys)):
-        if begins[number] and following[number] >= 0:
-            at = number
-            while at >= 0:
-                runs[n_listed] = at
-                n_listed += 1
-                at = following[at]
-            runs[n_listed - 1] = ~runs[n_listed - 1]
-            if n_chunks < N_CHUNKS and n_listed * N_CHUNKS >= n_chunks * len(keys):
-                chunks[n_chunks] = n_listed
-                n_chunks += 1
-    chunks[n_chunks:] = n_listed
-    return runs[:n_listed].copy(), chunks

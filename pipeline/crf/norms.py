@@ -11,7 +11,8 @@ import numpy as np
 from numba import float32
 
 from pipeline.compiled import compiled
-from pipeline.crf.lattice import N_CHUNKS, PART_PX, ROWS_AHEAD
+from pipeline.crf.lattice import PART_PX, ROWS_AHEAD
+from pipeline.crf.vertices import N_CHUNKS
 from pipeline.lanes import prefetch
 
 if TYPE_CHECKING:
