@@ -140,7 +140,7 @@ def prepare(request: Request, *, fits: Fits = lambda *_: True) -> Prepared:
     )
     spec = next((one for one in _smaller(first, crfs, grids_for) if fits(one, info, model)), first)
     _check_grid(spec.grid, network, multiscale)
-    return Prepared(spec=spec, scene=info, model=model, crf_origin=crf_origin, reasons=_reasons(request, spec, first, info))
+    return Prepared(spec=spec, scene=info, model=model, crf_origin=crf_origin, reasons=_reasons(request, spec, first, info, crfs))
 
 
 def reopen(spec: SegmentSpec) -> Prepared:
@@ -237,7 +237,9 @@ def _check_grid(grid: GridSpec, network: NetworkSpec, multiscale: MultiScaleSpec
     )
 
 
-def _reasons(request: Request, spec: SegmentSpec, first: SegmentSpec, scene: SceneInfo) -> tuple[str, ...]:
+def _reasons(
+    request: Request, spec: SegmentSpec, first: SegmentSpec, scene: SceneInfo, crfs: tuple[CrfSpec | None, ...]
+) -> tuple[str, ...]:
     asked, grid, crf = request.grid, spec.grid, spec.crf
     short = " (smaller than suits best: memory is short)"
     chosen = []
@@ -254,8 +256,7 @@ def _reasons(request: Request, spec: SegmentSpec, first: SegmentSpec, scene: Sce
     if crf is not None and first.crf is not None:
         times = ((crf.tile_px + 2 * crf.halo_px) / crf.tile_px) ** 2
         tile = f"CRF tile {crf.tile_px} px: with its halo {times:.2f} times its own pixels"
-        is_open = isinstance(request.crf, CrfRequest) and "tile_px" not in request.crf.changes
-        chosen.append((is_open, tile + short * (crf.tile_px < first.crf.tile_px)))
+        chosen.append((len(crfs) > 1, tile + short * (crf.tile_px < first.crf.tile_px)))
     return tuple(sentence for is_open, sentence in chosen if is_open)
 
 

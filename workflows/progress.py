@@ -42,6 +42,7 @@ class ProgressView:
         self._last_line_s = time.monotonic()
         self._started_s = time.monotonic()
         self._seen_px, self._total_px, self._n_seen, self._n_blocks = 0, 0, 0, 0
+        self._what = "segmenting"
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -81,6 +82,7 @@ class ProgressView:
 
     def _start(self, event: RunStarted) -> None:
         self._started_s = time.monotonic()
+        self._what = "segmenting" if event.engine else "refining"
         self._total_px, self._n_blocks, self._n_seen = event.pixels_left, event.n_blocks, event.n_finished
         if event.dashboard:
             self.say(f"dashboard: {event.dashboard}")
@@ -94,7 +96,7 @@ class ProgressView:
         self._seen_px += n_pixels
         speed = self._seen_px / _MPX / max(1e-3, time.monotonic() - self._started_s)
         note = f"{speed:.2f} Mpx/s, block {self._n_seen} of {self._n_blocks}"
-        self.advance("segmenting", done=self._seen_px, total=self._total_px, note=note)
+        self.advance(self._what, done=self._seen_px, total=self._total_px, note=note)
 
     def _line(self, text: str) -> None:
         now = time.monotonic()

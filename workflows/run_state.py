@@ -243,9 +243,10 @@ def check_same(paths: RunPaths, old: RunRecord, new: RunRecord) -> list[str]:
         soft["input.mtime_ns"] = hard.pop("input.mtime_ns")
     if hard:
         listing = "; ".join(f"{name} was {was}, is {now}" for name, (was, now) in hard.items())
+        gone = "" if paths.out.exists() else f" and is not there any more, but its state is ({paths.folder})"
         raise StoreMismatchError(
-            f"{paths.out} was made by another run: {listing}. Use the same input, model and settings to resume, another OUT to keep both, "
-            "or --overwrite to start again"
+            f"{paths.out} was made by another run{gone}: {listing}. Use the same input, model and settings to resume, another OUT to keep "
+            "both, or --overwrite to start again"
         )
     return [f"{name} was {was}, is {now}" for name, (was, now) in soft.items()]
 

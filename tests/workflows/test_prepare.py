@@ -170,7 +170,9 @@ def test_a_tile_size_that_a_model_names_stays(other_model, raster, request_for):
     model = dataclasses.replace(read_model_spec(other_model), crf=CrfSpec(tile_px=512))
     named = other_model.with_name("named.safetensors")
     copy_with_spec(other_model, named, model)
-    assert prepare(request_for(raster(), model=str(named), crf=CrfRequest())).spec.crf.tile_px == 512
+    prepared = prepare(request_for(raster(), model=str(named), crf=CrfRequest()))
+    assert prepared.spec.crf.tile_px == 512
+    assert not any(sentence.startswith("CRF tile") for sentence in prepared.reasons)  # nobody chose
 
 
 @pytest.mark.parametrize(("largest", "tile_px", "block_px"), [((2048, 2048), 2048, 2048), ((1024, 4096), 1024, 4096)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from io import StringIO
 
 import pytest
@@ -11,7 +12,9 @@ from workflows import progress
 from workflows.events import BlockFailure, Measuring, Notice, RunStarted, Staging
 from workflows.progress import ProgressView
 
-STARTED = RunStarted(n_blocks=4, n_finished=1, pixels_left=36, n_workers=2, dashboard="http://127.0.0.1:8787/status")
+STARTED = RunStarted(
+    n_blocks=4, n_finished=1, pixels_left=36, n_workers=2, dashboard="http://127.0.0.1:8787/status", engine="fp32"
+)
 
 
 @pytest.fixture
@@ -27,7 +30,10 @@ def test_a_log_file_gets_lines_and_no_bar(screen, receipt):
     with view_of(screen) as view:
         view(STARTED)
         view(receipt(0, 0))
-    assert screen.getvalue() == "dashboard: http://127.0.0.1:8787/status\n4 blocks, 1 of them finished earlier; 2 workers\n"
+    assert (
+        screen.getvalue()
+        == "dashboard: http://127.0.0.1:8787/status\n4 blocks, 1 of them finished earlier; 2 workers; network: fp32\n"
+    )
 
 
 def test_one_is_not_many(screen):
@@ -92,6 +98,14 @@ def test_what_comes_before_the_blocks_has_a_bar_of_its_own(screen, receipt, even
         view(receipt(n_pixels=36))
     assert title in screen.getvalue()
     assert "segmenting" in screen.getvalue()
+
+
+def test_where_no_network_runs_it_is_not_called_segmenting(screen, receipt):
+    with view_of(screen, terminal=True) as view:
+        view(dataclasses.replace(STARTED, engine=""))
+        view(receipt(n_pixels=36))
+    assert "refining" in screen.getvalue()
+    assert "segmenting" not in screen.getvalue()
 
 
 def test_a_scene_without_pixels_left_divides_by_nothing(screen):

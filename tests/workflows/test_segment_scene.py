@@ -209,6 +209,17 @@ def test_another_model_is_refused(run, other_model):
         run(model=str(other_model))
 
 
+def test_an_output_that_is_gone_is_said_to_be_gone(run, out):
+    run()
+    shutil.rmtree(out)
+    with pytest.raises(
+        StoreMismatchError, match=r"labels\.zarr was made by another run and is not there any more, but its state is"
+    ):
+        run(bands=(3, 2, 1))
+    again = run()
+    assert again.n_new == again.n_done > 0
+
+
 def test_a_moved_scene_goes_on_with_a_notice(run, scene, events, tmp_path):
     run()
     moved = tmp_path / "moved.tif"
