@@ -130,7 +130,6 @@ def bound(
         side_px = spec.crf.tile_px + 2 * spec.crf.halo_px
         tile_px = min(side_px, scene.height) * min(side_px, scene.width)
         terms += [
-            MemoryTerm(name="refined probabilities", n_bytes=write * 4 * n_classes, knob=smaller_block),
             MemoryTerm(
                 name="CRF tile",
                 n_bytes=tile_px * 4 * n_bands + tile_bytes(spec.crf, tile_px, n_classes=n_classes, n_bands=n_bands),

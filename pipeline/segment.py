@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.blend import Blender
 from pipeline.blended import BlendedHere
-from pipeline.crf.tile import ONE_THREAD, Processor, refine_tile
+from pipeline.crf.tile import refine_tile
 from pipeline.engine.engines import blender_for, loader_for
 from pipeline.errors import BlockError, SourceError, StoreError
 from pipeline.grid import Blocks, Lattice
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from pipeline.blended import Blended
     from pipeline.crf.energy import CrfSpec
+    from pipeline.crf.tile import Processor
     from pipeline.engine.protocol import Engine, Load
     from pipeline.network.spec import ModelSpec
     from pipeline.spec import SegmentSpec
@@ -102,7 +103,7 @@ def segment_block(
         stack.enter_context(seen.promised(windows.shared))
         with clock.stage("read"):
             tile = read_reflected(scene, to_read)
-        if not tile.valid[windows.write.relative_to(tile.window).to_slices()].any():
+        if not _valid_written(tile, windows).any():
             return None
         stack.enter_context(workplace.held("room"))
         if engine is None:
@@ -113,17 +114,15 @@ def segment_block(
             blended, leave_turn = _see(scene, tile, windows, stack, engine=engine, model=model, spec=spec, workplace=workplace)
         leave_entry()
         inside = windows.write.relative_to(windows.predict).to_slices()
-        final, part = blended, inside
         if spec.crf is not None:
             tile = tile.crop(windows.predict)  # what only the network needed is given back
-            with clock.stage("crf"):
-                refined = refine(blended.probabilities(), tile, windows, spec=spec, crf=spec.crf, processor=workplace.processor)
-            final, part = BlendedHere(refined), np.s_[:, :]
+            labels, confidence = refine(blended.probabilities(), tile, windows, spec=spec, crf=spec.crf, workplace=workplace)
         elif engine and engine.device != "cpu":
             leave_turn()  # the device goes on with the next block
         with clock.stage("label"):
-            valid = tile.valid[windows.write.relative_to(tile.window).to_slices()]
-            labels, confidence = final.classify(part, valid)
+            valid = _valid_written(tile, windows)
+            if spec.crf is None:
+                labels, confidence = blended.classify(inside, valid)
             stored = blended.quantise(inside, valid) if spec.output.probabilities else None
     return BlockResult(labels=labels, confidence=confidence, probabilities=stored)
 
@@ -231,31 +230,56 @@ def refine(
     *,
     spec: SegmentSpec,
     crf: CrfSpec,
-    processor: Processor = ONE_THREAD,
-) -> NDArray[np.float32]:
-    """Refine every CRF tile of a block and keep what the block writes: (classes, height, width) float32 over ``windows.write``."""
-    lattice = crf_lattice(windows.shape, crf)
-    refined = np.empty((blended.shape[0], *windows.write.shape), np.float32)
+    workplace: Workplace | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Refine every CRF tile of a block, and return labels and confidence of what it writes: (height, width) u1 over ``windows.write``.
+
+    A tile's marginals are gone when the next one is refined: those of a whole block would be its largest array.
+    """
+    workplace = workplace or Workplace()
+    labels, confidence = np.empty((2, *windows.write.shape), np.uint8)
+    valid = _valid_written(tile, windows)
+
+    def label(index: tuple[int, int]) -> None:
+        with workplace.clock.stage("crf"):
+            written, marginals = _refine_one(index, blended, tile, windows, spec=spec, crf=crf, processor=workplace.processor)
+        with workplace.clock.stage("label"):
+            onto = written.relative_to(windows.write).to_slices()
+            labels[onto], confidence[onto] = marginals.classify(np.s_[:, :], valid[onto])
+
     for index in windows.crf:
-        core = lattice.window(index)
-        read = _with_halo(core, crf, windows.shape)
-        kept = core.clip(windows.shape)
-        assert kept is not None
-        inside = read.relative_to(tile.window).to_slices()
-        marginals = refine_tile(
-            blended[:, *read.relative_to(windows.predict).to_slices()],
-            spec.stretch.apply(tile.pixels[:, *inside]),
-            tile.valid[inside],
-            crf,
-            offset_px=(read.row_off, read.col_off),
-            core=kept.relative_to(read),
-            processor=processor,
-        )
-        written = kept.intersect(windows.write)
-        assert written is not None
-        onto = written.relative_to(windows.write).to_slices()
-        refined[:, *onto] = marginals[:, *written.relative_to(read).to_slices()]
-    return refined
+        label(index)
+    return labels, confidence
+
+
+def _refine_one(  # noqa: PLR0913
+    index: tuple[int, int],
+    blended: NDArray[np.float32],
+    tile: Tile,
+    windows: BlockWindows,
+    *,
+    spec: SegmentSpec,
+    crf: CrfSpec,
+    processor: Processor,
+) -> tuple[Window, BlendedHere]:
+    """Return what a block writes of a CRF tile, and the marginals there."""
+    core = crf_lattice(windows.shape, crf).window(index)
+    read = _with_halo(core, crf, windows.shape)
+    kept = core.clip(windows.shape)
+    assert kept is not None
+    inside = read.relative_to(tile.window).to_slices()
+    marginals = refine_tile(
+        blended[:, *read.relative_to(windows.predict).to_slices()],
+        spec.stretch.apply(tile.pixels[:, *inside]),
+        tile.valid[inside],
+        crf,
+        offset_px=(read.row_off, read.col_off),
+        core=kept.relative_to(read),
+        processor=processor,
+    )
+    written = kept.intersect(windows.write)
+    assert written is not None
+    return written, BlendedHere(marginals[:, *written.relative_to(read).to_slices()])
 
 
 def warm_up(n_classes: int) -> None:
@@ -367,6 +391,11 @@ def _with_halo(core: Window, crf: CrfSpec, shape: tuple[int, int]) -> Window:
     grown = core.grow(crf.halo_px).clip(shape)
     assert grown is not None
     return grown
+
+
+def _valid_written(tile: Tile, windows: BlockWindows) -> NDArray[np.bool_]:
+    """Return which of the pixels that a block writes have data."""
+    return tile.valid[windows.write.relative_to(tile.window).to_slices()]
 
 
 def _sees_data(tile: Tile, window: Window) -> bool:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.classify import classify
 from pipeline.crf.tile import ONE_THREAD, Processor
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import SourceError, SpecError
 from pipeline.segment import refine
+from pipeline.workplace import Workplace
 from workflows.confusion import SceneMetrics, count_confusion
 from workflows.crf_grid import AXES, CrfGrid
 from workflows.crf_request import CrfRequest, choose
@@ -237,5 +237,5 @@ def _measure(
 def _refined(tile: LabelledTile, store: LabelledStore, crf: CrfSpec, processor: Processor) -> NDArray[np.uint8]:
     """Return the labels of a tile as a run with ``crf`` would write them, (height, width) u1."""
     spec, windows = store.prepared.spec, tile.windows
-    refined = refine(tile.probabilities, tile.tile, windows, spec=spec, crf=crf, processor=processor)
-    return classify(refined, tile.tile.valid[windows.write.relative_to(windows.read).to_slices()])[0]
+    workplace = Workplace(processor=processor)
+    return refine(tile.probabilities, tile.tile, windows, spec=spec, crf=crf, workplace=workplace)[0]

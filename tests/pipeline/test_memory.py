@@ -132,7 +132,7 @@ def test_wider_pixels_and_kept_probabilities_cost_more():
 
 def test_the_crf_has_terms_of_its_own():
     without, with_crf = terms_of(spec_of(), scene_of(9000, 9000)), terms_of(spec_of(crf=CRF), scene_of(9000, 9000))
-    assert with_crf.keys() - without.keys() == {"CRF tile", "refined probabilities"}
+    assert with_crf.keys() - without.keys() == {"CRF tile"}
 
 
 def test_the_total_is_the_sum_and_the_largest_comes_first():
