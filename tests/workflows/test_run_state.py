@@ -257,6 +257,7 @@ def fingerprint(raster, request_for, execution):
 
 
 def test_every_hard_field_is_refused_by_name(paths, fingerprint):
+    paths.out.mkdir()
     assert len(fingerprint.hard) > 25
     for name, was in fingerprint.hard.items():
         other = dataclasses.replace(fingerprint, hard={**fingerprint.hard, name: "another"})
@@ -280,6 +281,7 @@ def test_all_changed_fields_are_named_at_once(paths, fingerprint):
 
 
 def test_the_time_of_a_moved_scene_is_no_evidence(paths, fingerprint):
+    paths.out.mkdir()
     hard = {**fingerprint.hard, "input.mtime_ns": 1}
     moved = dataclasses.replace(fingerprint, hard=hard, soft={**fingerprint.soft, "input.uri": "/elsewhere.tif"})
     told = check_same(paths, fingerprint, moved)
