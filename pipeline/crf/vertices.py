@@ -66,7 +66,7 @@ def merge(keys: Keys, radix: Keys, pool: Executor) -> Vertices:
         (d + 1,): what the digits of a key are multiplied by, the remainder's last.
     """
     firsts = np.empty(len(keys), np.int32)
-    found = list(pool.map(lambda remainder: _distinct(keys, remainder * radix[-1], radix[-1], firsts), range(len(radix))))
+    found = list(pool.map(lambda remainder: _of_remainder(keys, remainder, radix[-1], firsts), range(len(radix))))
     numbers, n_vertices = _count(firsts)
     return Vertices(
         numbers=numbers,
@@ -92,30 +92,24 @@ def _chains(vertices: Vertices, radix: Keys, direction: int) -> tuple[Numbers, K
     return _runs(following, begins)
 
 
-@compiled
-def _distinct(keys: Keys, base: int, n_keys: int, firsts: Numbers) -> tuple[Keys, Numbers]:
-    """Return the keys from ``base`` on, ``n_keys`` numbers, in order and less ``base``, and the first place of each.
+def _of_remainder(keys: Keys, remainder: int, n_keys: int, firsts: Numbers) -> tuple[Keys, Numbers]:
+    """Return the keys of a remainder, which has ``n_keys`` possible ones, without its digit and in order, and the first place of each."""
+    base = remainder * n_keys
+    places = np.flatnonzero((base <= keys) & (keys < base + n_keys)).astype(np.int32)
+    return _distinct(*_sorted(keys[places] - base, places, n_keys), firsts)
 
-    ``firsts`` is told that place at all places of the key.
-    """
-    n = 0
-    for key in keys:
-        n += (base <= key) & (key < base + n_keys)
-    own, places = np.empty(n + 1, np.int64), np.empty(n + 1, np.int32)
-    n = 0
-    for at in range(len(keys)):
-        own[n] = keys[at] - base
-        places[n] = at
-        n += (base <= keys[at]) & (keys[at] < base + n_keys)
-    own, places = _sorted(own[:n], places[:n], n_keys)
-    different, earliest = np.empty(n, np.int64), np.empty(n, np.int32)
+
+@compiled
+def _distinct(keys: Keys, places: Numbers, firsts: Numbers) -> tuple[Keys, Numbers]:
+    """Return the different ones of sorted keys, and the first place of each, which ``firsts`` is told at all places of the key."""
+    different, earliest = np.empty_like(keys), np.empty_like(places)
     last, n = np.int64(-1), -1
-    for at in range(len(own)):
-        if at + _AHEAD < len(own):
+    for at in range(len(keys)):
+        if at + _AHEAD < len(keys):
             prefetch(firsts, np.int64(places[at + _AHEAD]))
-        if own[at] != last:
+        if keys[at] != last:
             n += 1
-            last = own[at]
+            last = keys[at]
             different[n] = last
             earliest[n] = places[at]
         firsts[places[at]] = earliest[n]
