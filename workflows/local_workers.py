@@ -66,7 +66,7 @@ SETTINGS: dict[str, Any] = {
     # Logs of messages, for those who look for faults in Dask: with 1000 they take 20 MB of the client.
     "distributed.admin.low-level-log-length": 100,
     "distributed.admin.tick.limit": "1 hour",
-    "distributed.nanny.pre-spawn-environ.GDAL_CACHEMAX": "128",
+    "distributed.nanny.pre-spawn-environ.GDAL_CACHEMAX": "64",
     "distributed.nanny.pre-spawn-environ.GDAL_NUM_THREADS": "ALL_CPUS",  # decodes the tiles of one read side by side
     # What a tile has used is kept for the next one: mapped anew each time, clearing its pages takes a fifth of the CRF's time. As long as
     # nothing is mapped, that holds for arrays of any size.
