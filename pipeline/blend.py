@@ -17,16 +17,21 @@ comes from a window in which it sees all that it would see in the whole scene.
 
 from __future__ import annotations
 
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.blended import BlendedHere
+from pipeline.blended import EVERYWHERE, BlendedHere
 from pipeline.errors import SpecError
+from pipeline.window import Window, tiling
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from pipeline.blended import Blended
@@ -35,7 +40,9 @@ if TYPE_CHECKING:
     from pipeline.network.cells import Cells
     from pipeline.network.choices import Alignment
     from pipeline.spec import Blend, GridSpec
-    from pipeline.window import Window
+
+_BAND_PX = 128
+"""So many rows of a part are blended by one thread at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,7 +73,7 @@ class Blender:
         self._sum = np.zeros((n_classes, *target.shape), np.float32)
         self._cells = cells
 
-    def add(self, index: tuple[int, int], scores: NDArray[np.float32]) -> None:
+    def add(self, index: tuple[int, int], scores: NDArray[np.float32], *, origin: tuple[int, int] = (0, 0)) -> None:
         """Add the window ``index`` of the lattice.
 
         Parameters
@@ -75,6 +82,8 @@ class Blender:
             (row, column) of the network window. Windows must be added in lattice order, row by row.
         scores
             (classes, cell rows, cell columns) float32 whose softmax are the probabilities, as `Engine.scores` gives them.
+        origin
+            Row and column of the window's cells with which ``scores`` begin, where others are not needed.
         """
         from pipeline.fused import add_window  # noqa: PLC0415  (numba takes 60 MiB; who only plans or coordinates blends nothing)
 
@@ -82,11 +91,89 @@ class Blender:
         if parts is not None:
             rows, cols = parts.within
             weights = parts.window_row_weights[rows], parts.window_col_weights[cols]
-            add_window(scores, parts.rows, parts.cols, *weights, self._sum[:, *parts.onto])
+            positions = _from(parts.rows, origin[0]), _from(parts.cols, origin[1])
+            add_window(scores, *positions, *weights, self._sum[:, *parts.onto])
 
     def blended(self) -> Blended:
         """Return the mean: probabilities that sum to 1; to less where a window that covers the pixel was not added."""
         return BlendedHere(self._sum)
+
+
+class PartBlender:
+    """The same mean for parts of a target window, worked out when they are asked for; what is kept are the scores.
+
+    At a network's stride they are a small part of the probabilities. Pixels that are asked for again are blended again.
+    """
+
+    def __init__(self, target: Window, lattice: Lattice, *, n_classes: int, blend: Blend, cells: Cells, threads: int = 1) -> None:
+        self._target = target
+        self._lattice = lattice
+        self._n_classes = n_classes
+        self._blend: Blend = blend
+        self._cells = cells
+        self._threads = threads
+        self._scores: list[tuple[tuple[int, int], NDArray[np.float32], tuple[int, int]]] = []
+
+    def add(self, index: tuple[int, int], scores: NDArray[np.float32]) -> None:
+        """Add the window ``index`` of the lattice, or what the target needs of it; see `Blender.add`."""
+        parts = window_parts(self._lattice, index, self._target, blend=self._blend, cells=self._cells)
+        if parts is not None:
+            rows, cols = (slice(int(before[0]), int(after[-1]) + 1) for before, after, _ in (parts.rows, parts.cols))
+            self._scores.append((index, scores[:, rows, cols].copy(), (rows.start, cols.start)))
+
+    def blended(self) -> Blended:
+        """Return itself."""
+        return self
+
+    def probabilities(self, part: tuple[slice, slice] = EVERYWHERE) -> NDArray[np.float32]:
+        """See `Blended`."""
+        window = self._window(part)
+        found = np.empty((self._n_classes, *window.shape), np.float32)
+
+        def keep(rows: slice, blended: Blended) -> None:
+            found[:, rows] = blended.probabilities()
+
+        self._in_bands(window, keep)
+        return found
+
+    def classify(self, part: tuple[slice, slice], valid: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """See `Blended`."""
+        labels, confidence = np.empty((2, *valid.shape), np.uint8)
+
+        def keep(rows: slice, blended: Blended) -> None:
+            labels[rows], confidence[rows] = blended.classify(EVERYWHERE, valid[rows])
+
+        self._in_bands(self._window(part), keep)
+        return labels, confidence
+
+    def quantise(self, part: tuple[slice, slice], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """See `Blended`."""
+        stored = np.empty((self._n_classes, *valid.shape), np.uint8)
+
+        def keep(rows: slice, blended: Blended) -> None:
+            stored[:, rows] = blended.quantise(EVERYWHERE, valid[rows])
+
+        self._in_bands(self._window(part), keep)
+        return stored
+
+    def _window(self, part: tuple[slice, slice]) -> Window:
+        """Return a part of the target as a window of the scene."""
+        rows, cols = (range(n)[one] for n, one in zip(self._target.shape, part, strict=True))
+        top, left = self._target.row_off, self._target.col_off
+        return Window.from_bounds(rows=(top + rows.start, top + rows.stop), cols=(left + cols.start, left + cols.stop))
+
+    def _in_bands(self, window: Window, keep: Callable[[slice, Blended], None]) -> None:
+        """Blend some rows of a window at a time, on all threads, and hand them on with their place."""
+
+        def blend(band: Window) -> None:
+            moved = dataclasses.replace(band, row_off=window.row_off + band.row_off, col_off=window.col_off)
+            blender = Blender(moved, self._lattice, n_classes=self._n_classes, blend=self._blend, cells=self._cells)
+            for index, scores, origin in self._scores:
+                blender.add(index, scores, origin=origin)
+            keep(band.to_slices()[0], blender.blended())
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            list(pool.map(blend, tiling(window.shape, height=_BAND_PX, width=window.width)))
 
 
 @lru_cache(maxsize=512)
@@ -141,6 +228,12 @@ def window_parts(lattice: Lattice, index: tuple[int, int], target: Window, *, bl
 def _part(between: Positions, part: slice) -> Positions:
     before, after, share = between
     return before[part], after[part], share[part]
+
+
+def _from(positions: Positions, first: int) -> Positions:
+    """Return positions among the cells from ``first`` on."""
+    before, after, share = positions
+    return (before - first, after - first, share) if first else positions
 
 
 def check_grid(grid: GridSpec, *, output_stride: int, margin_px: int | None, alignment: Alignment = "centre") -> None:

@@ -2,7 +2,7 @@
 
 ::
 
-    probabilities -+-> the CRF, which wants all of them
+    probabilities -+-> the CRF, tile by tile
                    +-> labels and confidence
                    +-> probabilities as they are stored
 """
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+EVERYWHERE = (slice(None), slice(None))
+
+
 class Blended(Protocol):
     """The probabilities of the pixels that a block needs."""
 
-    def probabilities(self) -> NDArray[np.float32]:
-        """Return all of them: (classes, height, width) float32, 0 to 1."""
+    def probabilities(self, part: tuple[slice, slice] = EVERYWHERE) -> NDArray[np.float32]:
+        """Return those of a part: (classes, height, width) float32, 0 to 1."""
 
     def classify(self, part: tuple[slice, slice], valid: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Return labels and confidence of a part, whose valid pixels are given; as `classify.classify` does."""
@@ -37,9 +40,9 @@ class BlendedHere:
     def __init__(self, values: NDArray[np.float32]) -> None:
         self._values = values
 
-    def probabilities(self) -> NDArray[np.float32]:
+    def probabilities(self, part: tuple[slice, slice] = EVERYWHERE) -> NDArray[np.float32]:
         """Return them; not a copy."""
-        return self._values
+        return self._values[:, *part]
 
     def classify(self, part: tuple[slice, slice], valid: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """See `Blended`."""

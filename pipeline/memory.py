@@ -35,7 +35,7 @@ _TRACED_SCALES = 1.7
 """At several scales the conversion runs the network once in torch, at full size; measured 1.3 to 1.5 of the activations counted."""
 UNKNOWN_BYTES = 2**60
 """Memory of workers that are not there yet."""
-_MOST_SEEN_BYTES = 256 * 2**20
+_MOST_SEEN_BYTES = 4 * 2**30
 _SAMPLED_BLOCKS = 64
 """Rows of blocks that are looked at for what one leaves to the next; the pattern repeats."""
 _SCRATCH = 1.3
@@ -108,14 +108,14 @@ def bound(
         Blocks that the worker has at once.
     """
     n_bands, n_classes = len(model.bands), len(model.classes)
-    write, predict, read = _largest_windows(spec, scene)
+    write, predict, read, n_windows = _largest_windows(spec, scene)
     item_bytes = np.dtype(scene.dtype).itemsize
     smaller_block = f"use a smaller --block (now {spec.grid.block_px})"
     runs_network = spec.probabilities_from is None
     terms = [
         MemoryTerm(name="process", n_bytes=_PROCESS_BYTES + (_weights(model, engine) if runs_network else 0), knob=""),
         MemoryTerm(name="pixels read", n_bytes=(blocks_at_once + 1) * read * (n_bands * item_bytes + 1), knob=smaller_block),
-        MemoryTerm(name="block probabilities", n_bytes=predict * 4 * n_classes, knob=smaller_block),
+        _block_term(spec, model, n_pixels=predict, n_windows=n_windows),
         MemoryTerm(
             name="labels and chunks",
             n_bytes=write * (8 + blocks_at_once * (4 + (n_classes * 3 if spec.output.probabilities else 0))),
@@ -123,7 +123,7 @@ def bound(
         ),
     ]
     if runs_network:
-        terms += _network_terms(spec, scene, model, n_at_once=n_at_once, engine=engine)
+        terms += _network_terms(spec, model, n_at_once=n_at_once, engine=engine)
     else:
         terms.append(MemoryTerm(name="stored probabilities", n_bytes=2 * predict * n_classes, knob=smaller_block))
     if spec.crf is not None:
@@ -132,7 +132,7 @@ def bound(
         terms += [
             MemoryTerm(
                 name="CRF tile",
-                n_bytes=tile_px * 4 * n_bands + tile_bytes(spec.crf, tile_px, n_classes=n_classes, n_bands=n_bands),
+                n_bytes=tile_px * 4 * (n_bands + n_classes) + tile_bytes(spec.crf, tile_px, n_classes=n_classes, n_bands=n_bands),
                 knob="use a smaller theta_alpha or CRF tile",
             ),
         ]
@@ -141,9 +141,9 @@ def bound(
 
 
 def seen_windows_bytes(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec) -> int:
-    """Return how many bytes a worker keeps of network windows on the edges of blocks: what one row of blocks leaves for the next.
+    """Return how many bytes of network windows on the edges of blocks a worker keeps on disk: what one row of blocks leaves for the next.
 
-    Bounded: a very wide scene with many classes would need more, and some of its windows are computed again.
+    Bounded: where a very wide scene with very many classes would need more, some of its windows are computed again.
     """
     blocks = Blocks(shape=scene.shape, block_px=spec.grid.block_px)
     if spec.probabilities_from is not None or len(blocks) == 1:
@@ -155,9 +155,17 @@ def seen_windows_bytes(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec) ->
     return min(_MOST_SEEN_BYTES, n_windows * 4 * len(model.classes) * side**2)
 
 
-def _network_terms(
-    spec: SegmentSpec, scene: SceneInfo, model: ModelSpec, *, n_at_once: int, engine: RunsNetwork
-) -> list[MemoryTerm]:
+def _block_term(spec: SegmentSpec, model: ModelSpec, *, n_pixels: int, n_windows: int) -> MemoryTerm:
+    """Return what is kept of a block when its network is through: scores for the CRF, tile by tile (`PartBlender`), or probabilities."""
+    cells = cells_of(model.network, spec.multiscale)
+    smaller_block = f"use a smaller --block (now {spec.grid.block_px})"
+    if spec.crf is None or spec.probabilities_from is not None or cells.factor == 1:
+        return MemoryTerm(name="block probabilities", n_bytes=n_pixels * 4 * len(model.classes), knob=smaller_block)
+    of_window = cells.n_covering(spec.grid.window_px) ** 2 * 4 * len(model.classes)
+    return MemoryTerm(name="block scores", n_bytes=n_windows * of_window, knob=smaller_block)
+
+
+def _network_terms(spec: SegmentSpec, model: ModelSpec, *, n_at_once: int, engine: RunsNetwork) -> list[MemoryTerm]:
     smaller_window = f"use a smaller --window (now {spec.grid.window_px})"
     n_pixels = spec.grid.window_px**2
     cells = cells_of(model.network, spec.multiscale).n_covering(spec.grid.window_px) ** 2
@@ -167,7 +175,6 @@ def _network_terms(
             name="network activations", n_bytes=_activations(model, spec, engine, n_at_once=n_at_once), knob=smaller_window
         ),
         MemoryTerm(name="windows in flight", n_bytes=n_at_once * in_flight, knob=smaller_window),
-        MemoryTerm(name="windows of the last blocks", n_bytes=seen_windows_bytes(spec, scene, model), knob=""),
     ]
 
 
@@ -186,8 +193,8 @@ def _activations(model: ModelSpec, spec: SegmentSpec, engine: RunsNetwork, *, n_
     return int(counted * (n_at_once * share if spec.multiscale.is_single else max(n_at_once * share, _TRACED_SCALES)))
 
 
-def _largest_windows(spec: SegmentSpec, scene: SceneInfo) -> tuple[int, int, int]:
-    """Return the pixels of the largest write, predict and read windows that a block needs.
+def _largest_windows(spec: SegmentSpec, scene: SceneInfo) -> tuple[int, int, int, int]:
+    """Return the pixels of the largest write, predict and read windows that a block needs, and the most network windows.
 
     Blocks and lattices have other periods, so the largest may be any block; rows and columns are independent of each other.
     """
@@ -198,4 +205,6 @@ def _largest_windows(spec: SegmentSpec, scene: SceneInfo) -> tuple[int, int, int
         max(windows.write.height for windows in rows) * max(windows.write.width for windows in cols),
         max(windows.predict.height for windows in rows) * max(windows.predict.width for windows in cols),
         max(windows.read.height for windows in rows) * max(windows.read.width for windows in cols),
+        max(len({row for row, _ in windows.network}) for windows in rows)
+        * max(len({col for _, col in windows.network}) for windows in cols),
     )

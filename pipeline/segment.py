@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.blend import Blender
 from pipeline.blended import BlendedHere
 from pipeline.crf.tile import refine_tile
-from pipeline.engine.engines import blender_for, loader_for
+from pipeline.engine.engines import blender_for, loader_for, part_blender_for
 from pipeline.errors import BlockError, SourceError, StoreError
 from pipeline.grid import Blocks, Lattice
 from pipeline.labels import dequantise
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     from pipeline.blended import Blended
     from pipeline.crf.energy import CrfSpec
-    from pipeline.crf.tile import Processor
     from pipeline.engine.protocol import Engine, Load
     from pipeline.network.spec import ModelSpec
     from pipeline.spec import SegmentSpec
@@ -60,10 +59,6 @@ class BlockWindows:
     """Lattice indices of the CRF tiles that touch ``write``."""
     shared: dict[tuple[int, int], int]
     """Those of the network windows that blocks after this one need, too -> how many of them."""
-    beside: frozenset[int] = frozenset()
-    """Columns of network windows that blocks further right need, too."""
-    below: int = 0
-    """The first row of pixels that the blocks below need; behind the scene where there are none."""
     read: Window
     """The hull of the network windows, which may reach past the scene; without them the same as ``predict``. A block reads all of it only
     where no earlier block left anything."""
@@ -116,7 +111,7 @@ def segment_block(
         inside = windows.write.relative_to(windows.predict).to_slices()
         if spec.crf is not None:
             tile = tile.crop(windows.predict)  # what only the network needed is given back
-            labels, confidence = refine(blended.probabilities(), tile, windows, spec=spec, crf=spec.crf, workplace=workplace)
+            labels, confidence = refine(blended, tile, windows, spec=spec, crf=spec.crf, workplace=workplace)
         elif engine and engine.device != "cpu":
             leave_turn()  # the device goes on with the next block
         with clock.stage("label"):
@@ -135,8 +130,6 @@ def locate(index: tuple[int, int], *, shape: tuple[int, int], spec: SegmentSpec)
     lattice = network_lattice(shape, spec)
     network = lattice.touching(needed) if spec.probabilities_from is None else []
     rows, cols = (_blocks_touching(index, network, lattice, blocks, axis=axis, spec=spec) for axis in (0, 1))
-    is_last = index[0] + 1 == blocks.n_rows
-    below = shape[0] if is_last else _tiles_and_needed(blocks.window((index[0] + 1, index[1])), shape=shape, spec=spec)[1].row_off
     return BlockWindows(
         shape=shape,
         write=write,
@@ -144,8 +137,6 @@ def locate(index: tuple[int, int], *, shape: tuple[int, int], spec: SegmentSpec)
         network=tuple(network),
         crf=tuple(tiles),
         shared=_later_uses(index, network, rows, cols),
-        beside=frozenset(col for col, touching in cols.items() if max(touching) > index[1]),
-        below=below,
         read=hull(lattice.window(window) for window in network) if network else needed,
     )
 
@@ -168,10 +159,12 @@ def _see(  # noqa: PLR0913
         load = loader_for(engine, tile, stretch=spec.stretch, model=model)
     leave_turn = stack.enter_context(workplace.held("turn"))
     with clock.stage("network"):
-        known, enough = _remember(scene, tile, windows, spec, seen, engine.cells)
+        known, enough = _remember(scene, tile, windows, spec, seen)
         load = load if enough is tile else None
-        blended = predict(enough, windows, engine=engine, model=model, spec=spec, seen=seen, known=known, load=load)
-        _forget(windows, spec, seen, engine.cells)
+        threads = workplace.processor.threads
+        blended = predict(
+            enough, windows, engine=engine, model=model, spec=spec, seen=seen, known=known, load=load, threads=threads
+        )
     return blended, leave_turn
 
 
@@ -185,14 +178,20 @@ def predict(  # noqa: PLR0913
     seen: SeenWindows | None = None,
     known: Mapping[tuple[int, int], NDArray[np.float32]] = MappingProxyType({}),
     load: Callable[[Window], Load] | None = None,
+    threads: int = 1,
 ) -> Blended:
     """Run the network over the windows of a block and blend: the probabilities over ``windows.predict``, where the engine is.
 
     Those that are ``known`` are not computed again, and ``tile`` need not cover them; what later blocks need is given to ``seen``. ``load``
-    is ``tile`` as `loader_for` gives it, where that has been done already.
+    is ``tile`` as `loader_for` gives it, where that has been done already. ``threads`` blend, where it is done tile by tile of the CRF.
     """
     lattice = network_lattice(windows.shape, spec)
-    blender = blender_for(engine, windows.predict, lattice, n_classes=len(model.classes), blend=spec.grid.blend)
+    n_classes, blend = len(model.classes), spec.grid.blend
+    blender = (
+        blender_for(engine, windows.predict, lattice, n_classes=n_classes, blend=blend)
+        if spec.crf is None
+        else part_blender_for(engine, windows.predict, lattice, n_classes=n_classes, blend=blend, threads=threads)
+    )
     seen = seen or SeenWindows(0)
     load = load or loader_for(engine, tile, stretch=spec.stretch, model=model)
     empty = {index for index in windows.network if index not in known and not _sees_data(tile, lattice.window(index))}
@@ -224,7 +223,7 @@ def recall(tile: Tile, windows: BlockWindows, *, spec: SegmentSpec) -> NDArray[n
 
 
 def refine(
-    blended: NDArray[np.float32],
+    blended: Blended,
     tile: Tile,
     windows: BlockWindows,
     *,
@@ -234,15 +233,14 @@ def refine(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Refine every CRF tile of a block, and return labels and confidence of what it writes: (height, width) u1 over ``windows.write``.
 
-    A tile's marginals are gone when the next one is refined: those of a whole block would be its largest array.
+    A tile's probabilities and marginals are gone when the next one is refined: those of a whole block would be its largest arrays.
     """
     workplace = workplace or Workplace()
     labels, confidence = np.empty((2, *windows.write.shape), np.uint8)
     valid = _valid_written(tile, windows)
 
     def label(index: tuple[int, int]) -> None:
-        with workplace.clock.stage("crf"):
-            written, marginals = _refine_one(index, blended, tile, windows, spec=spec, crf=crf, processor=workplace.processor)
+        written, marginals = _refine_one(index, blended, tile, windows, spec=spec, crf=crf, workplace=workplace)
         with workplace.clock.stage("label"):
             onto = written.relative_to(windows.write).to_slices()
             labels[onto], confidence[onto] = marginals.classify(np.s_[:, :], valid[onto])
@@ -254,13 +252,13 @@ def refine(
 
 def _refine_one(  # noqa: PLR0913
     index: tuple[int, int],
-    blended: NDArray[np.float32],
+    blended: Blended,
     tile: Tile,
     windows: BlockWindows,
     *,
     spec: SegmentSpec,
     crf: CrfSpec,
-    processor: Processor,
+    workplace: Workplace,
 ) -> tuple[Window, BlendedHere]:
     """Return what a block writes of a CRF tile, and the marginals there."""
     core = crf_lattice(windows.shape, crf).window(index)
@@ -268,15 +266,18 @@ def _refine_one(  # noqa: PLR0913
     kept = core.clip(windows.shape)
     assert kept is not None
     inside = read.relative_to(tile.window).to_slices()
-    marginals = refine_tile(
-        blended[:, *read.relative_to(windows.predict).to_slices()],
-        spec.stretch.apply(tile.pixels[:, *inside]),
-        tile.valid[inside],
-        crf,
-        offset_px=(read.row_off, read.col_off),
-        core=kept.relative_to(read),
-        processor=processor,
-    )
+    with workplace.clock.stage("network" if windows.network else "recall"):
+        probabilities = blended.probabilities(read.relative_to(windows.predict).to_slices())
+    with workplace.clock.stage("crf"):
+        marginals = refine_tile(
+            probabilities,
+            spec.stretch.apply(tile.pixels[:, *inside]),
+            tile.valid[inside],
+            crf,
+            offset_px=(read.row_off, read.col_off),
+            core=kept.relative_to(read),
+            processor=workplace.processor,
+        )
     written = kept.intersect(windows.write)
     assert written is not None
     return written, BlendedHere(marginals[:, *written.relative_to(read).to_slices()])
@@ -307,30 +308,14 @@ def _still_to_read(windows: BlockWindows, spec: SegmentSpec, seen: SeenWindows) 
 
 
 def _remember(
-    scene: Scene, tile: Tile, windows: BlockWindows, spec: SegmentSpec, seen: SeenWindows, cells: Cells
+    scene: Scene, tile: Tile, windows: BlockWindows, spec: SegmentSpec, seen: SeenWindows
 ) -> tuple[dict[tuple[int, int], NDArray[np.float32]], Tile]:
     """Return the scores that earlier blocks left, and the pixels of all other windows: read again where less was left than expected."""
     lattice = network_lattice(windows.shape, spec)
     seen.pass_row(windows.network[0][0])
-    first = _first_cells(windows, lattice, cells, from_row=windows.predict.row_off)
-    known = {index: scores for index in windows.network if (scores := seen.take(index, first_row=first[index[0]])) is not None}
+    known = {index: scores for index in windows.network if (scores := seen.take(index)) is not None}
     is_enough = all(index in known or tile.window.contains(lattice.window(index)) for index in windows.network)
     return known, tile if is_enough else read_reflected(scene, windows.read)
-
-
-def _forget(windows: BlockWindows, spec: SegmentSpec, seen: SeenWindows, cells: Cells) -> None:
-    """Drop what no block will ask for any more of windows that lie behind the row's next block."""
-    first = _first_cells(windows, network_lattice(windows.shape, spec), cells, from_row=windows.below)
-    for row, col in windows.network:
-        if col not in windows.beside:
-            seen.shrink((row, col), first_row=first[row])
-
-
-def _first_cells(windows: BlockWindows, lattice: Lattice, cells: Cells, *, from_row: int) -> dict[int, int]:
-    """Return, for each row of the block's windows, the first row of cells that pixels from ``from_row`` of the scene on need."""
-    before = cells.between(lattice.size_px)[0]
-    rows = {row for row, _ in windows.network}
-    return {row: int(before[min(max(0, from_row - row * lattice.step_px), lattice.size_px - 1)]) for row in rows}
 
 
 def _check_finite(scores: NDArray[np.float32], window: Window) -> None:

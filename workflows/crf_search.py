@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.blended import BlendedHere
 from pipeline.crf.tile import ONE_THREAD, Processor
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import choose_device
@@ -238,4 +239,4 @@ def _refined(tile: LabelledTile, store: LabelledStore, crf: CrfSpec, processor: 
     """Return the labels of a tile as a run with ``crf`` would write them, (height, width) u1."""
     spec, windows = store.prepared.spec, tile.windows
     workplace = Workplace(processor=processor)
-    return refine(tile.probabilities, tile.tile, windows, spec=spec, crf=crf, workplace=workplace)[0]
+    return refine(BlendedHere(tile.probabilities), tile.tile, windows, spec=spec, crf=crf, workplace=workplace)[0]

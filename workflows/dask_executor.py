@@ -108,7 +108,7 @@ def run_task(digest: str, index: BlockIndex, attempt: int) -> BlockReceipt | Ref
     if digest in _unfit:
         return Refusal(worker=get_worker().address, reason=_unfit[digest])
     try:
-        return process_block(_jobs[digest], index, attempt=attempt)
+        return process_block(_jobs[digest], index, attempt=attempt, scratch=get_worker().local_directory)
     except Exception:
         if not is_healthy(str(choose_device(_jobs[digest].engine))):
             os._exit(_BROKEN_DEVICE)  # alive, it would let all blocks fail that it is given; its nanny starts another one

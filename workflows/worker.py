@@ -90,14 +90,14 @@ class BlockJob:
         return json_digest(dataclasses.asdict(self))
 
 
-def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1) -> BlockReceipt:
-    """Segment the block ``index``, write it, and return when its bytes are durable.
+def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1, scratch: str | None = None) -> BlockReceipt:
+    """Segment the block ``index``, write it, and return when its bytes are durable; ``scratch`` is a folder for what lives no longer.
 
     Of several threads of a process a few do a block at a time: one computes, the others read or write.
     """
     with _slots[choose_device(job.engine).type], _queue.joined() as place:
         try:
-            return _process(job, index, attempt, place)
+            return _process(job, index, place, attempt=attempt, scratch=scratch)
         except Exception as error:
             _give_back_locals(error)
             raise
@@ -113,7 +113,7 @@ def _give_back_locals(error: BaseException) -> None:
         following = following.__cause__ or following.__context__
 
 
-def _process(job: BlockJob, index: BlockIndex, attempt: int, place: Place) -> BlockReceipt:
+def _process(job: BlockJob, index: BlockIndex, place: Place, *, attempt: int, scratch: str | None) -> BlockReceipt:
     started = time.perf_counter()
     model = _read_model(job.spec.model_path)
     engine = None if job.spec.probabilities_from is not None else _EngineOnDemand(job)
@@ -121,7 +121,7 @@ def _process(job: BlockJob, index: BlockIndex, attempt: int, place: Place) -> Bl
     processor = _processor(job)
     workplace = Workplace(
         processor=processor,
-        seen=_seen_windows(job, scene.info),
+        seen=_seen_windows(job, scene.info, scratch),
         turn=place.turn("turn"),
         entry=contextlib.nullcontext() if job.spec.crf is None else place.turn("entry"),
         room=contextlib.nullcontext()
@@ -244,15 +244,15 @@ def _processor(job: BlockJob) -> Processor:
     return Processor(threads=job.engine.threads, device=device)
 
 
-def _seen_windows(job: BlockJob, scene: SceneInfo) -> SeenWindows:
+def _seen_windows(job: BlockJob, scene: SceneInfo, scratch: str | None) -> SeenWindows:
     """Return what this process keeps of the network windows of a run."""
     with _keeping:
-        return _keep_seen_windows(job.run_id, seen_windows_bytes(job.spec, scene, _read_model(job.spec.model_path)))
+        return _keep_seen_windows(job.run_id, seen_windows_bytes(job.spec, scene, _read_model(job.spec.model_path)), scratch)
 
 
 @lru_cache(maxsize=1)
-def _keep_seen_windows(_run_id: str, limit_bytes: int) -> SeenWindows:
-    return SeenWindows(limit_bytes)
+def _keep_seen_windows(_run_id: str, limit_bytes: int, scratch: str | None) -> SeenWindows:
+    return SeenWindows(limit_bytes, folder=scratch)
 
 
 @lru_cache(maxsize=1)

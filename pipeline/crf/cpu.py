@@ -51,7 +51,7 @@ def tile_bytes(n_pixels: int, *, n_classes: int, n_bands: int) -> int:
     Exact but for the vertices: imagery has 1.2 of them a pixel at theta_beta 3 and 0.1 at 13, pure noise up to d + 1.
     """
     lanes, corners = -(-n_classes // N_LANES) * N_LANES, n_bands + 3
-    pixel = 2 * lanes + 2 * 2 * lanes + 8 * corners + 4 * n_classes  # log P, states before and after, corners, marginals
+    pixel = 2 * lanes + 2 * 2 * lanes + 8 * corners + 6  # log P, states before and after, corners, norm and what rests
     vertex = (4 + 2) * lanes + 4 * corners + _LOOKUP_BYTES  # splatted and sliced, chains, keys
     return int(n_pixels * (pixel + VERTICES_PER_PIXEL * vertex))
 
@@ -121,6 +121,7 @@ class _Tile:
             before, after = after, before
             if not step.last:
                 self._blur(splatted, sliced)
+        del after, splatted, sliced  # room for what is returned
         return self._marginals(before)
 
     def _steps(self, core: Window) -> list[mean_field.Step]:

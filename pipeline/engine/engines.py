@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipeline.blend import Blender
+from pipeline.blend import Blender, PartBlender
 from pipeline.engine.device_engine import DeviceEngine, windows_at_once_there
 from pipeline.engine.on_device import DeviceBlender, DeviceTile
 from pipeline.engine.openvino_engine import OpenVinoEngine, has_openvino, require_openvino
@@ -109,6 +109,15 @@ def blender_for(engine: Engine, target: Window, lattice: Lattice, *, n_classes: 
         return Blender(target, lattice, n_classes=n_classes, blend=blend, cells=engine.cells)
     device = torch.device(engine.device)
     return DeviceBlender(target, lattice, n_classes=n_classes, blend=blend, cells=engine.cells, device=device)
+
+
+def part_blender_for(
+    engine: Engine, target: Window, lattice: Lattice, *, n_classes: int, blend: Blend, threads: int
+) -> Blender | DeviceBlender | PartBlender:
+    """Return what blends windows for who asks for one part after the other: on the CPU, where scores are less than their pixels, then."""
+    if engine.device == "cpu" and engine.cells.factor > 1:
+        return PartBlender(target, lattice, n_classes=n_classes, blend=blend, cells=engine.cells, threads=threads)
+    return blender_for(engine, target, lattice, n_classes=n_classes, blend=blend)
 
 
 def loader_for(engine: Engine, tile: Tile, *, stretch: Stretch, model: ModelSpec) -> Callable[[Window], Load]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from pipeline.blend import window_parts
+from pipeline.blended import EVERYWHERE
 from pipeline.engine.device_memory import enough_memory
 from pipeline.engine.one_call import one_call
 from pipeline.labels import NODATA_LABEL
@@ -147,9 +148,9 @@ class DeviceBlender:
         """Return itself: what is added lies where the block goes on with it."""
         return self
 
-    def probabilities(self) -> NDArray[np.float32]:
+    def probabilities(self, part: tuple[slice, slice] = EVERYWHERE) -> NDArray[np.float32]:
         """See `Blended`."""
-        found: NDArray[np.float32] = self._sum.cpu().numpy()
+        found: NDArray[np.float32] = self._sum[:, *part].cpu().numpy()
         return found
 
     def classify(self, part: tuple[slice, slice], valid: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.blend import Blender, axis_weights, check_grid
+from pipeline.blend import Blender, PartBlender, axis_weights, check_grid
 from pipeline.errors import SpecError
 from pipeline.grid import Lattice
 from pipeline.network.cells import Cells
@@ -130,6 +130,26 @@ def test_a_part_of_the_scene_gets_the_bytes_that_the_whole_scene_gets(lattice, b
         cols=(col, data.draw(st.integers(col + 1, lattice.shape[1]))),
     )
     assert blended(part, lattice, blend, windows).tobytes() == whole[:, *part.to_slices()].tobytes()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_parts_blended_when_asked_for_have_the_bytes_of_all_blended_at_once(threads):
+    cells = Cells(factor=4)
+    lattice, target = Lattice(shape=(500, 300), size_px=160, step_px=128), Window.from_bounds(rows=(37, 461), cols=(11, 290))
+    rng, more = np.random.default_rng(0), {"n_classes": 3, "blend": "taper", "cells": cells}
+    blender, later = Blender(target, lattice, **more), PartBlender(target, lattice, **more, threads=threads)
+    for index in lattice.touching(target):
+        scores = rng.normal(0, 3, (3, 40, 40)).astype(np.float32)
+        blender.add(index, scores)
+        later.add(index, scores)
+    whole, parts = blender.blended(), later.blended()
+    assert parts.probabilities().tobytes() == whole.probabilities().tobytes()
+    valid = rng.random(target.shape) < 0.9
+    for part in [np.s_[:, :], np.s_[3:7, 5:250], np.s_[100:, :9], np.s_[250:424, 200:]]:
+        assert parts.probabilities(part).tobytes() == whole.probabilities(part).tobytes()
+        assert parts.quantise(part, valid[part]).tobytes() == whole.quantise(part, valid[part]).tobytes()
+        for one, other in zip(parts.classify(part, valid[part]), whole.classify(part, valid[part]), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_a_window_beside_the_target_changes_nothing():

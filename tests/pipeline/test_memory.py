@@ -9,7 +9,7 @@ from pipeline.crf.energy import CrfSpec
 from pipeline.errors import MemoryBudgetError
 from pipeline.georef import Georef
 from pipeline.grid import Blocks
-from pipeline.memory import MemoryBound, MemoryTerm, bound
+from pipeline.memory import MemoryBound, MemoryTerm, bound, seen_windows_bytes
 from pipeline.network.footprint import largest_kernel_bytes, parameter_bytes
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import SceneInfo, SceneSpec
@@ -63,7 +63,10 @@ def test_no_block_needs_more_than_the_bound_says(block, window, overlap, crf):
     for index in list(Blocks(shape=scene.shape, block_px=block))[:: max(1, block // 64 % 7)]:
         windows = locate(index, shape=scene.shape, spec=spec)
         assert windows.read.n_pixels * (3 * 2 + 1) <= terms["pixels read"]
-        assert windows.predict.n_pixels * 4 * 5 <= terms["block probabilities"]
+        if crf is None:
+            assert windows.predict.n_pixels * 4 * 5 <= terms["block probabilities"]
+        else:
+            assert len(windows.network) * (window // 4) ** 2 * 4 * 5 <= terms["block scores"]
         assert windows.write.n_pixels * 2 <= terms["labels and chunks"]
 
 
@@ -80,22 +83,28 @@ def test_the_bound_does_not_grow_with_the_scene(crf):
     """Once it is larger than 38,400 px, after which blocks, windows and CRF tiles meet in the same way again."""
     spec = spec_of(block=512, window=256, overlap=64, crf=crf)
     one, another = (bound(spec, scene_of(*shape), MODEL, n_at_once=1) for shape in [(40_000, 40_000), (200_000, 90_000)])
-    kept = "windows of the last blocks"
-    assert [term for term in one.terms if term.name != kept] == [term for term in another.terms if term.name != kept]
-    assert all(term.n_bytes <= 256 * 2**20 for term in (*one.terms, *another.terms) if term.name == kept), "a limit, not a growth"
+    assert one.terms == another.terms
+
+
+def test_windows_kept_on_disk_grow_with_the_width_of_the_scene_and_have_a_limit():
+    spec = spec_of(block=512, window=256, overlap=64)
+    n_bytes = [seen_windows_bytes(spec, scene_of(40_000, width), MODEL) for width in (40_000, 80_000, 10**8)]
+    assert n_bytes[1] == pytest.approx(2 * n_bytes[0], rel=0.01)
+    assert n_bytes[2] == 4 * 2**30
+    assert seen_windows_bytes(spec, scene_of(500, 500), MODEL) == 0, "one block"
 
 
 def test_a_small_scene_needs_less():
     spec = spec_of(block=1024, crf=CRF)
     small, large = terms_of(spec, scene_of(90, 110)), terms_of(spec, scene_of(9000, 9000))
-    assert small["block probabilities"] < large["block probabilities"] / 50
+    assert small["block scores"] < large["block scores"] / 5, "by windows"
     assert small["CRF tile"] < large["CRF tile"]
 
 
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        pytest.param({"block": 512}, ["pixels read", "block probabilities", "labels and chunks"], id="block"),
+        pytest.param({"block": 512}, ["pixels read", "block scores", "labels and chunks"], id="block"),
         pytest.param({"window": 128}, ["network activations", "windows in flight"], id="window"),
         pytest.param({"crf": dataclasses.replace(CRF, tile_px=100)}, ["CRF tile"], id="CRF tile"),
         pytest.param({"crf": dataclasses.replace(CRF, theta_alpha=5.0)}, ["CRF tile"], id="theta_alpha"),
@@ -105,6 +114,15 @@ def test_each_knob_lowers_its_terms(changes, names):
     before = terms_of(spec_of(crf=CRF), scene_of(9000, 9000))
     after = terms_of(spec_of(**{"crf": CRF, **changes}), scene_of(9000, 9000))
     assert all(after[name] < before[name] for name in names)
+
+
+def test_scores_are_kept_where_they_are_less_than_the_probabilities_and_a_crf_follows():
+    scene, several = scene_of(9000, 9000), MultiScaleSpec(scales=(0.5, 1.5))
+    alone, refined = terms_of(spec_of(), scene), terms_of(spec_of(crf=CRF), scene)
+    at_pixels = terms_of(dataclasses.replace(spec_of(crf=CRF), multiscale=several), scene)
+    assert "block scores" not in alone
+    assert "block scores" not in at_pixels
+    assert refined["block scores"] < at_pixels["block probabilities"] / 4
 
 
 def test_windows_cost_as_many_times_as_run_at_once():
@@ -132,7 +150,7 @@ def test_wider_pixels_and_kept_probabilities_cost_more():
 
 def test_the_crf_has_terms_of_its_own():
     without, with_crf = terms_of(spec_of(), scene_of(9000, 9000)), terms_of(spec_of(crf=CRF), scene_of(9000, 9000))
-    assert with_crf.keys() - without.keys() == {"CRF tile"}
+    assert with_crf.keys() - without.keys() == {"CRF tile", "block scores"}
 
 
 def test_the_total_is_the_sum_and_the_largest_comes_first():

@@ -362,18 +362,6 @@ def test_pixels_that_only_windows_of_an_earlier_block_need_are_not_read_again(mo
     assert scene.windows[0].n_pixels < windows.read.n_pixels
 
 
-def test_of_windows_at_the_lower_edge_only_what_the_next_row_needs_is_kept(model, engine):
-    spec, seen = spec_of(block=64, crf=CRF), SeenWindows(10**9)
-    blocks = Blocks(shape=SHAPE, block_px=64)
-    for col in range(blocks.n_cols):
-        segment_block((0, col), scene=scene_of(), engine=engine, model=model, spec=spec, workplace=Workplace(seen=seen))
-    below = locate((1, 0), shape=SHAPE, spec=spec)
-    needed = {index: below.predict.row_off - spec.grid.step_px * index[0] for index in seen._held}
-    kept = {index: 64 // engine.cells.factor - scores.shape[1] for index, scores in seen._held.items()}
-    assert any(dropped > 0 for dropped in kept.values())
-    assert all(engine.cells.factor * dropped <= max(0, needed[index]) for index, dropped in kept.items())
-
-
 def test_a_block_that_is_done_again_has_the_same_bytes(model, engine):
     spec, seen = spec_of(block=64, crf=CRF), SeenWindows(10**9)
     results = [

@@ -15,6 +15,7 @@ import pytest
 from factories import lively_network, tiny_model_spec
 
 from pipeline import memory
+from pipeline.blended import BlendedHere
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SourceError, SpecError, StoreError, StoreMismatchError
 from pipeline.labels import dequantise
@@ -90,7 +91,7 @@ def test_the_labels_are_those_that_the_crf_makes_of_the_stored_probabilities(run
         read=SCENE,
     )
     probabilities = dequantise(read_array(store, "probabilities", SCENE))
-    labels, confidence = refine(probabilities, tile, whole, spec=spec, crf=CRF)
+    labels, confidence = refine(BlendedHere(probabilities), tile, whole, spec=spec, crf=CRF)
     np.testing.assert_array_equal(read_labels(out, SCENE), labels)
     np.testing.assert_array_equal(read_array(out, "confidence", SCENE), confidence)
     assert (labels == 255).sum() == 9 * 31

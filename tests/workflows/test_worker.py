@@ -5,6 +5,7 @@ import dataclasses
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ import torch
 from pipeline.crf.energy import CrfSpec
 from pipeline.engine.device_engine import DeviceEngine
 from pipeline.engine.protocol import EngineSpec
-from pipeline.errors import BlockError, WeightsError
+from pipeline.errors import BlockError, StoreError, WeightsError
 from pipeline.grid import Blocks
+from pipeline.seen_windows import SeenWindows
 from pipeline.spec import SegmentSpec
 from pipeline.store import read_array
 from pipeline.window import Window
-from workflows import worker
+from workflows import dask_executor, worker
 from workflows.prepare import prepare
 from workflows.run_state import RunPaths, read_record
 from workflows.worker import BlockJob, load_engine, make_ready, process_block
@@ -48,6 +50,22 @@ def test_what_fails_is_told_by_the_block_and_not_before(job):
 def test_an_engine_on_demand_is_the_engine(job):
     on_demand, (engine, _) = worker._EngineOnDemand(job), load_engine(job.spec, job.engine)
     assert (on_demand.name, on_demand.device, on_demand.cells) == (engine.name, engine.device, engine.cells)
+
+
+def test_windows_for_later_blocks_wait_where_dask_would_spill(job, monkeypatch, tmp_path):
+    folders = []
+
+    def noted(limit_bytes, *, folder):
+        folders.append(folder)
+        return SeenWindows(limit_bytes, folder=folder)
+
+    monkeypatch.setattr(worker, "SeenWindows", noted)
+    monkeypatch.setattr(dask_executor, "get_worker", lambda: SimpleNamespace(local_directory=str(tmp_path)))
+    job = dataclasses.replace(job, run_id="another")
+    monkeypatch.setitem(dask_executor._jobs, "digest", job)
+    with pytest.raises(StoreError, match=r"out\.zarr"):  # it is not there
+        dask_executor.run_task("digest", (0, 0), 1)
+    assert folders == [str(tmp_path)]
 
 
 @pytest.mark.parametrize("chained", [False, True])
