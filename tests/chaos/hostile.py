@@ -276,7 +276,7 @@ def opened(trace: Path) -> Iterator[tuple[str, str]]:
             continue
         if found[1].startswith(MARK):
             mark = found[1].removeprefix(MARK)
-        elif "= -1" not in found[2]:
+        elif "= -1" not in found[2] and "O_TMPFILE" not in found[2]:  # a new file without a name is nobody's
             yield mark, found[1]
 
 

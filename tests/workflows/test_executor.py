@@ -278,6 +278,7 @@ def test_a_process_whose_device_is_broken_ends(job, monkeypatch, healthy):
     monkeypatch.setattr(
         dask_executor, "process_block", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("device-side assert"))
     )
+    monkeypatch.setattr(dask_executor, "get_worker", lambda: SimpleNamespace(local_directory=None))
     monkeypatch.setattr(dask_executor, "is_healthy", lambda _device: healthy)
     monkeypatch.setattr(dask_executor.os, "_exit", ended.append)
     with pytest.raises(RuntimeError, match="device-side assert"):
