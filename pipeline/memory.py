@@ -151,25 +151,27 @@ def seen_windows_bytes(spec: SegmentSpec, scene: SceneInfo, model: ModelSpec) ->
     rows = [locate((row, 0), shape=scene.shape, spec=spec) for row in range(min(blocks.n_rows, _SAMPLED_BLOCKS))]
     per_column = max(len({row for row, _ in windows.shared}) for windows in rows)
     n_windows = per_column * network_lattice(scene.shape, spec).n_cols
+    return min(_MOST_SEEN_BYTES, n_windows * _scores_bytes(spec, model))
+
+
+def _scores_bytes(spec: SegmentSpec, model: ModelSpec) -> int:
+    """Return the bytes of the scores of one window."""
     side = cells_of(model.network, spec.multiscale).n_covering(spec.grid.window_px)
-    return min(_MOST_SEEN_BYTES, n_windows * 4 * len(model.classes) * side**2)
+    return 4 * len(model.classes) * side**2
 
 
 def _block_term(spec: SegmentSpec, model: ModelSpec, *, n_pixels: int, n_windows: int) -> MemoryTerm:
     """Return what is kept of a block when its network is through: scores for the CRF, tile by tile (`PartBlender`), or probabilities."""
-    cells = cells_of(model.network, spec.multiscale)
     smaller_block = f"use a smaller --block (now {spec.grid.block_px})"
-    if spec.crf is None or spec.probabilities_from is not None or cells.factor == 1:
+    if spec.crf is None or spec.probabilities_from is not None or cells_of(model.network, spec.multiscale).factor == 1:
         return MemoryTerm(name="block probabilities", n_bytes=n_pixels * 4 * len(model.classes), knob=smaller_block)
-    of_window = cells.n_covering(spec.grid.window_px) ** 2 * 4 * len(model.classes)
-    return MemoryTerm(name="block scores", n_bytes=n_windows * of_window, knob=smaller_block)
+    return MemoryTerm(name="block scores", n_bytes=n_windows * _scores_bytes(spec, model), knob=smaller_block)
 
 
 def _network_terms(spec: SegmentSpec, model: ModelSpec, *, n_at_once: int, engine: RunsNetwork) -> list[MemoryTerm]:
     smaller_window = f"use a smaller --window (now {spec.grid.window_px})"
     n_pixels = spec.grid.window_px**2
-    cells = cells_of(model.network, spec.multiscale).n_covering(spec.grid.window_px) ** 2
-    in_flight = 12 * len(model.bands) * n_pixels + 12 * len(model.classes) * cells
+    in_flight = 12 * len(model.bands) * n_pixels + 3 * _scores_bytes(spec, model)
     return [
         MemoryTerm(
             name="network activations", n_bytes=_activations(model, spec, engine, n_at_once=n_at_once), knob=smaller_window
