@@ -300,12 +300,12 @@ _report_options = _stack(
 @_report_options
 def segment(scene: str, out: Path, **options: Any) -> int:
     """Segment SCENE into the Zarr group OUT; an OUT that the same command made is resumed."""
-    from workflows.local_workers import count_pixels  # noqa: PLC0415  (dask takes half a second to import)
+    from workflows.scene_size import count_pixels  # noqa: PLC0415
 
     if options["dry_run"]:
         return _print_plan(_request(scene, options), options)
     with _workers_begun(options, count_pixels(scene)) as early:
-        from workflows.segment_scene import segment as run_segment  # noqa: PLC0415  (torch takes a second, while workers start)
+        from workflows.segment_scene import segment as run_segment  # noqa: PLC0415  (while workers start)
 
         request, execution = _request(scene, options), _execution(options)
         with _view(options) as view:
@@ -321,7 +321,7 @@ def segment(scene: str, out: Path, **options: Any) -> int:
 @_report_options
 def resume(out: Path, **options: Any) -> int:
     """Go on with the run that makes OUT."""
-    from workflows.local_workers import count_pixels_of_run  # noqa: PLC0415
+    from workflows.scene_size import count_pixels_of_run  # noqa: PLC0415
 
     with _workers_begun(options, count_pixels_of_run(out)) as early:
         from workflows.segment_scene import resume as run_resume  # noqa: PLC0415
@@ -485,7 +485,7 @@ def crf() -> None:
 @_report_options
 def refine(store: Path, out: Path, **options: Any) -> int:
     """Refine the probabilities in STORE, an output of segment --probabilities, with another CRF into OUT, without the network."""
-    from workflows.local_workers import count_pixels_of_run  # noqa: PLC0415
+    from workflows.scene_size import count_pixels_of_run  # noqa: PLC0415
 
     with _workers_begun(options, count_pixels_of_run(store)) as early:
         from workflows.refinement import Refinement  # noqa: PLC0415
@@ -774,7 +774,12 @@ def _execution(options: dict[str, Any]) -> Execution:
 @contextmanager
 def _workers_begun(options: dict[str, Any], n_pixels: int) -> Iterator[EarlyWorkers | None]:
     """Begin the workers of a large job; None for another one, whose blocks may be this process's own work."""
-    from workflows.local_workers import started_early  # noqa: PLC0415
+    from workflows.fork_server import begin  # noqa: PLC0415
+    from workflows.scene_size import is_large  # noqa: PLC0415
+
+    if options["cluster"] == "local" and not options["scheduler"] and is_large(n_pixels):
+        begin()
+    from workflows.local_workers import started_early  # noqa: PLC0415  (dask takes half a second to import)
 
     with started_early(_cluster(options), n_pixels=n_pixels) as early:
         if early is None:
@@ -802,7 +807,8 @@ def _view(options: dict[str, Any]) -> Any:
 
 
 def _print_plan(request: Any, options: dict[str, Any]) -> int:
-    from workflows.plan import calibrate, fits_here, make_plan  # noqa: PLC0415
+    from workflows.calibrate import calibrate  # noqa: PLC0415
+    from workflows.plan import fits_here, make_plan  # noqa: PLC0415
     from workflows.prepare import prepare  # noqa: PLC0415
     from workflows.report import plan_lines  # noqa: PLC0415
 

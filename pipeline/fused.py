@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.compiled import compiled
-from pipeline.lanes import N_LANES, add, broadcast, exponential, load, store, subtract
+from pipeline.lane_count import N_LANES
+from pipeline.lanes import add, broadcast, exponential, load, store, subtract
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

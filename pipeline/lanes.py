@@ -16,11 +16,11 @@ from numba.core.datamodel import models
 from numba.core.extending import register_model
 from numba.extending import intrinsic
 
+from pipeline.lane_count import N_LANES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-N_LANES = 8
-"""Numbers in one vector."""
 
 LOWEST = -60.0
 """exp of less is 0: numbers so small that a product of two of them is denormal are slow."""

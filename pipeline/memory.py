@@ -14,9 +14,9 @@ import numpy as np
 from pipeline.crf.tile import tile_bytes
 from pipeline.errors import MemoryBudgetError
 from pipeline.grid import BLOCKS_AT_ONCE, Blocks
+from pipeline.locate import locate, network_lattice
 from pipeline.network.cells import cells_of
 from pipeline.network.footprint import largest_kernel_bytes, parameter_bytes, peak_activation_bytes
-from pipeline.segment import locate, network_lattice
 
 if TYPE_CHECKING:
     from pipeline.engine.protocol import RunsNetwork

@@ -26,7 +26,6 @@ from pipeline.tolerant_scene import TolerantScene
 from pipeline.vrt import is_vrt, read_vrt
 from pipeline.vrt_scene import VrtScene, open_vrt_scene
 from pipeline.window import Window
-from pipeline.zarr_scene import is_zarr, open_zarr_scene
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,6 +55,8 @@ def open_scene(spec: SceneSpec, *, indices: bool = False) -> Scene:
     check_regular(path)
     if not path.is_dir():
         return _open_file(spec, path, indices=indices)
+    from pipeline.zarr_scene import is_zarr, open_zarr_scene  # noqa: PLC0415  (zarr, which takes longer to import than all else here)
+
     if is_zarr(path):
         return _tolerating(spec, open_zarr_scene)
     raise SourceError(f"{spec.uri} is a directory without zarr.json, .zarray or .zgroup; give a raster file or a Zarr directory")

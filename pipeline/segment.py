@@ -13,7 +13,7 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from pipeline.blended import BlendedHere
 from pipeline.crf.tile import refine_tile
 from pipeline.engine.engines import blender_for, loader_for, part_blender_for
 from pipeline.errors import BlockError, SourceError, StoreError
-from pipeline.grid import Blocks, Lattice
+from pipeline.grid import Lattice
 from pipeline.labels import dequantise
+from pipeline.locate import BlockWindows, crf_lattice, locate, network_lattice, with_halo
 from pipeline.network.cells import Cells
 from pipeline.scene import Scene, Tile, read_reflected
 from pipeline.seen_windows import NO_SCORES, SeenWindows
@@ -41,27 +42,6 @@ if TYPE_CHECKING:
     from pipeline.engine.protocol import Engine, Load
     from pipeline.network.spec import ModelSpec
     from pipeline.spec import SegmentSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockWindows:
-    """What one block writes, and all that it needs for it."""
-
-    shape: tuple[int, int]
-    """(height, width) of the scene, px."""
-    write: Window
-    """The pixels that the block alone writes."""
-    predict: Window
-    """The pixels whose probabilities it needs: the write window, with the CRF tiles that touch it and their halos."""
-    network: tuple[tuple[int, int], ...]
-    """Lattice indices of the network windows that touch ``predict``, in lattice order; none where probabilities are recalled."""
-    crf: tuple[tuple[int, int], ...]
-    """Lattice indices of the CRF tiles that touch ``write``."""
-    shared: dict[tuple[int, int], int]
-    """Those of the network windows that blocks after this one need, too -> how many of them."""
-    read: Window
-    """The hull of the network windows, which may reach past the scene; without them the same as ``predict``. A block reads all of it only
-    where no earlier block left anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,25 +100,6 @@ def segment_block(
                 labels, confidence = blended.classify(inside, valid)
             stored = blended.quantise(inside, valid) if spec.output.probabilities else None
     return BlockResult(labels=labels, confidence=confidence, probabilities=stored)
-
-
-def locate(index: tuple[int, int], *, shape: tuple[int, int], spec: SegmentSpec) -> BlockWindows:
-    """Work out the windows of one block in a scene of ``shape`` (height, width); reads nothing."""
-    blocks = Blocks(shape=shape, block_px=spec.grid.block_px)
-    write = blocks.window(index)
-    tiles, needed = _tiles_and_needed(write, shape=shape, spec=spec)
-    lattice = network_lattice(shape, spec)
-    network = lattice.touching(needed) if spec.probabilities_from is None else []
-    rows, cols = (_blocks_touching(index, network, lattice, blocks, axis=axis, spec=spec) for axis in (0, 1))
-    return BlockWindows(
-        shape=shape,
-        write=write,
-        predict=needed,
-        network=tuple(network),
-        crf=tuple(tiles),
-        shared=_later_uses(index, network, rows, cols),
-        read=hull(lattice.window(window) for window in network) if network else needed,
-    )
 
 
 def _see(  # noqa: PLR0913
@@ -262,7 +223,7 @@ def _refine_one(  # noqa: PLR0913
 ) -> tuple[Window, BlendedHere]:
     """Return what a block writes of a CRF tile, and the marginals there."""
     core = crf_lattice(windows.shape, crf).window(index)
-    read = _with_halo(core, crf, windows.shape)
+    read = with_halo(core, crf, windows.shape)
     kept = core.clip(windows.shape)
     assert kept is not None
     inside = read.relative_to(tile.window).to_slices()
@@ -291,16 +252,6 @@ def warm_up(n_classes: int) -> None:
     blender.blended().classify((slice(1), slice(1)), np.ones((1, 1), bool))
 
 
-def network_lattice(shape: tuple[int, int], spec: SegmentSpec) -> Lattice:
-    """Return the lattice of network windows over a scene of ``shape`` (height, width)."""
-    return Lattice(shape=shape, size_px=spec.grid.window_px, step_px=spec.grid.step_px)
-
-
-def crf_lattice(shape: tuple[int, int], crf: CrfSpec) -> Lattice:
-    """Return the partition into CRF tiles of a scene of ``shape`` (height, width)."""
-    return Lattice(shape=shape, size_px=crf.tile_px, step_px=crf.tile_px)
-
-
 def _still_to_read(windows: BlockWindows, spec: SegmentSpec, seen: SeenWindows) -> Window:
     """Return the pixels that a block needs if all that earlier blocks leave is there when it computes."""
     lattice = network_lattice(windows.shape, spec)
@@ -325,57 +276,6 @@ def _check_finite(scores: NDArray[np.float32], window: Window) -> None:
             f"the network gave values that are no numbers in {window}; finite probabilities were expected: use --precision fp32, and "
             "check the scene for values far outside the model's range (--stretch)"
         )
-
-
-def _tiles_and_needed(write: Window, *, shape: tuple[int, int], spec: SegmentSpec) -> tuple[list[tuple[int, int]], Window]:
-    """Return the CRF tiles that touch what a block writes, and the pixels whose probabilities it needs."""
-    if spec.crf is None:
-        return [], write
-    lattice = crf_lattice(shape, spec.crf)
-    tiles = lattice.touching(write)
-    return tiles, hull(_with_halo(lattice.window(tile), spec.crf, shape) for tile in tiles)
-
-
-def _later_uses(
-    index: tuple[int, int], network: list[tuple[int, int]], rows: dict[int, list[int]], cols: dict[int, list[int]]
-) -> dict[tuple[int, int], int]:
-    """Count, for the network windows of a block, the blocks after it (row by row) that need them, too; those of none are left out."""
-    uses = {
-        (row, col): sum(one > index[0] for one in rows[row]) * len(cols[col]) + sum(one > index[1] for one in cols[col])
-        for row, col in network
-    }
-    return {one: n for one, n in uses.items() if n}
-
-
-def _blocks_touching(
-    index: tuple[int, int],
-    network: list[tuple[int, int]],
-    lattice: Lattice,
-    blocks: Blocks,
-    *,
-    axis: Literal[0, 1],
-    spec: SegmentSpec,
-) -> dict[int, list[int]]:
-    """Return, for each row (``axis`` 0) or column of a block's windows, the rows (columns) of blocks that need it."""
-    touching: dict[int, list[int]] = {one[axis]: [] for one in network}
-    count = (blocks.n_rows, blocks.n_cols)[axis]
-    for direction in (range(index[axis], count), range(index[axis] - 1, -1, -1)):
-        for block in direction:
-            place = (block, index[1]) if axis == 0 else (index[0], block)
-            needed = _tiles_and_needed(blocks.window(place), shape=blocks.shape, spec=spec)[1]
-            start, end = (needed.row_off, needed.row_end) if axis == 0 else (needed.col_off, needed.col_end)
-            here = [one for one in touching if start - lattice.size_px < one * lattice.step_px < end]
-            for one in here:
-                touching[one].append(block)
-            if not here:
-                break
-    return touching
-
-
-def _with_halo(core: Window, crf: CrfSpec, shape: tuple[int, int]) -> Window:
-    grown = core.grow(crf.halo_px).clip(shape)
-    assert grown is not None
-    return grown
 
 
 def _valid_written(tile: Tile, windows: BlockWindows) -> NDArray[np.bool_]:

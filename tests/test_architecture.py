@@ -33,7 +33,7 @@ DOORS = {
     "distributed": {"workflows/cluster.py", "workflows/dask_executor.py", "workflows/local_workers.py"},
     "dask_cuda": {"workflows/local_workers.py"},
     "click": {"cli.py"},
-    "safetensors": {"pipeline/network/checkpoint.py"},
+    "safetensors": {"pipeline/network/checkpoint.py", "pipeline/network/model_file.py"},
     "openvino": {"pipeline/engine/openvino_engine.py"},
 }
 LIGHT = (
@@ -127,7 +127,7 @@ def test_the_command_line_starts_without_torch_and_dask():
 
 
 def test_a_coordinator_loads_nothing_that_only_workers_need():
-    code = "import workflows.segment_scene, workflows.dask_executor, sys; print([n for n in ('numba', 'openvino') if n in sys.modules])"
+    code = "import workflows.segment_scene, workflows.cluster, sys; print([n for n in ('torch', 'numba', 'openvino') if n in sys.modules])"
     assert run_python(code) == "[]"
 
 

@@ -16,7 +16,7 @@ import zarr
 from factories import HERE, SMALL
 from PIL import Image
 
-from workflows import local_workers, plan
+from workflows import calibrate, local_workers
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -292,16 +292,16 @@ def test_quiet_prints_nothing(segment):
 
 
 def test_quarantined_blocks_have_an_exit_code(segment, atrous, monkeypatch):
-    from workflows import executor
+    from workflows import serial_executor
 
-    real = executor.process_block
+    real = serial_executor.process_block
 
     def process(job, index, *, attempt=1):
         if index == (0, 1):
             raise ValueError("odd\npixels")
         return real(job, index, attempt=attempt)
 
-    monkeypatch.setattr(executor, "process_block", process)
+    monkeypatch.setattr(serial_executor, "process_block", process)
     code, stdout, stderr = segment()
     assert code == 4
     assert "incomplete: 3 blocks done, 0 nodata, 1 failed of 4" in stdout
@@ -310,7 +310,7 @@ def test_quarantined_blocks_have_an_exit_code(segment, atrous, monkeypatch):
     assert code == 4
     assert "blocks   4: 3 done, 0 nodata, 1 failed, 0 left" in stdout
     assert "failed   block (0, 1): ValueError: odd pixels" in stdout
-    monkeypatch.setattr(executor, "process_block", real)
+    monkeypatch.setattr(serial_executor, "process_block", real)
     assert atrous("resume", "out.zarr", *HERE)[0] == 4
     assert atrous("resume", "out.zarr", "--retry-failed", *HERE)[0] == 0
 
@@ -352,7 +352,7 @@ FEW = ("--crf-param", "theta_alpha=4", "--crf-param", "tile_px=48")
 @pytest.fixture
 def crf_of(atrous, model, scene, monkeypatch):
     """Return ``plan(*options, **environment) -> the CRF of the plan`` of a small scene."""
-    monkeypatch.setattr(plan, "calibrate", lambda *_: plan.Estimate(network_s=1.0, crf_s=1.0))
+    monkeypatch.setattr(calibrate, "calibrate", lambda *_: calibrate.Estimate(network_s=1.0, crf_s=1.0))
 
     def go(*options, **environment):
         for name, value in environment.items():
@@ -534,14 +534,14 @@ def test_scales_that_are_no_numbers(segment):
 
 
 def test_the_mean_of_the_scene_is_measured_once_and_kept(atrous, segment, pooling_model, monkeypatch):
-    from workflows import segment_scene
+    from pipeline import scene_means
 
     options = ("--image-pooling", "global")
     assert segment(*options, model=pooling_model)[0] == 0
     labels = labels_of("out.zarr")
     record = json.loads(Path("out.zarr.run/run.json").read_text())
     assert np.shape(record["spec"]["scene_means"]) == (1, 320)
-    monkeypatch.setattr(segment_scene, "measure_scene_means", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(scene_means, "measure_scene_means", lambda *_, **__: pytest.fail("measured again"))
     for path in (Path("out.zarr") / "0" / "labels" / "c").rglob("*"):
         if path.is_file():
             path.unlink()
@@ -554,13 +554,13 @@ def test_the_mean_of_the_scene_is_measured_once_and_kept(atrous, segment, poolin
 
 
 def test_a_scene_that_breaks_while_its_mean_is_measured_leaves_nothing(segment, pooling_model, home, monkeypatch):
+    from pipeline import scene_means
     from pipeline.errors import SourceError
-    from workflows import segment_scene
 
     def breaks(*_, **__):
         raise SourceError("scene.tif cannot be read at row 3; copy it again")
 
-    monkeypatch.setattr(segment_scene, "measure_scene_means", breaks)
+    monkeypatch.setattr(scene_means, "measure_scene_means", breaks)
     expect(segment("--image-pooling", "global", model=pooling_model), 65, "cannot be read at row 3", home)
 
 

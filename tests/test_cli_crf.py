@@ -11,7 +11,7 @@ import zarr
 from factories import HERE, SMALL
 from PIL import Image
 
-from pipeline.network.checkpoint import read_model_spec
+from pipeline.network.model_file import read_model_spec
 
 pytestmark = pytest.mark.usefixtures("home")
 

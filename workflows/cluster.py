@@ -19,13 +19,12 @@ from pipeline.errors import ClusterLostError, PipelineError, SpecError
 from pipeline.memory import UNKNOWN_BYTES
 from workflows.dask_executor import DaskExecutor, register
 from workflows.events import ignore
-from workflows.executor import Executor, SerialExecutor
 from workflows.local_workers import (
-    SETTINGS,
     Staffing,
     close_cluster,
     count_cores,
     most_processes,
+    settings,
     start_cluster,
     usable_bytes,
 )
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from workflows.events import Listener
+    from workflows.executor import Executor
     from workflows.local_workers import ClusterSpec, EarlyWorkers
 
 WORKER_TTL_HINT = "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL='30 minutes'"
@@ -108,10 +108,12 @@ def executor_for(
         The scheduler of a running cluster went away.
     """
     if is_serial(spec, n_blocks=n_blocks):
+        from workflows.serial_executor import SerialExecutor  # noqa: PLC0415  (imports torch)
+
         yield SerialExecutor()
         return
     begun = early.take(staffing) if early and not silent else None
-    with dask.config.set({**SETTINGS, **(_SILENT_SETTINGS if silent else {})}):
+    with dask.config.set({**settings(), **(_SILENT_SETTINGS if silent else {})}):
         if spec.scheduler is not None:
             with _connect(spec.scheduler) as client, _losses(client):
                 yield DaskExecutor(client, listen=listen, timeout_s=spec.block_timeout_s, foreign=True)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.crf.backends import resolve
 from pipeline.crf.energy import CrfSpec
 from pipeline.crf.presets import DEFAULT_PRESET, PRESETS, find_preset, parse_changes
+from pipeline.engine.choose import choose_device
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import SourceError, SpecError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def parse_request(
     """
     if preset is not None and preset != MODEL_PRESET:
         find_preset(preset)
-    name = resolve(backend, device=str(choose_device(EngineSpec(device=device))))
+    name = resolve(backend, device=choose_device(EngineSpec(device=device)))
     return CrfRequest(preset=preset, changes=parse_changes(pairs, read_matrix=read_matrix), backend=name)
 
 

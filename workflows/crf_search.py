@@ -18,8 +18,8 @@ import numpy as np
 
 from pipeline.blended import BlendedHere
 from pipeline.crf.tile import ONE_THREAD, Processor
+from pipeline.engine.choose import choose_device
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import SourceError, SpecError
 from pipeline.segment import refine
 from pipeline.workplace import Workplace
@@ -149,7 +149,7 @@ class _Score:
 
 def find_processor(device: Device, threads: int | None) -> Processor:
     """Return what the CRFs run on; threads None: one for each core."""
-    return Processor(threads=threads or count_cores(), device=str(choose_device(EngineSpec(device=device))))
+    return Processor(threads=threads or count_cores(), device=choose_device(EngineSpec(device=device)))
 
 
 def run(request: SearchRequest, on_progress: Progress | None = None, *, processor: Processor = ONE_THREAD) -> SearchReport:

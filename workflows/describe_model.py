@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.crf.energy import CrfSpec
-from pipeline.network.checkpoint import file_sha256, read_model_spec
-from pipeline.network.footprint import flop_per_pixel, n_parameters
+from pipeline.network.counting import flop_per_pixel
+from pipeline.network.footprint import n_parameters
+from pipeline.network.model_file import file_sha256, read_model_spec
 from pipeline.network.models import resolve_model, shipped_models
 from pipeline.network.receptive_field import margin_px, receptive_field
 from pipeline.network.spec import MultiScaleSpec, NetworkSpec

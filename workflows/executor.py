@@ -1,25 +1,23 @@
 """Who works on the blocks, in which order, and what happens when one fails?
 
 An executor yields one outcome per block that it was given, in any order, and fewer only when it was told to stop. Those that are there at
-the same time come in one list, so that one write makes them durable. `SerialExecutor` does the work in this process and is the reference
-in tests; `workflows.dask_executor` does the same on a cluster.
+the same time come in one list, so that one write makes them durable. `workflows.serial_executor` does the work in this process and is the
+reference in tests; `workflows.dask_executor` does the same on a cluster.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import StoreError
 from workflows.events import BlockFailure
-from workflows.worker import close_scene, process_block
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
+    from workflows.block_job import BlockJob
     from workflows.events import BlockIndex, Outcome
-    from workflows.worker import BlockJob
 
     Outcomes = Generator[list[Outcome], None, None]
 
@@ -44,44 +42,6 @@ class Executor(Protocol):
 
     def outcomes(self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool]) -> Outcomes:
         """Yield an outcome per block, those that are there together; after ``stop()`` is true, begin no new one and finish those begun."""
-
-
-class SerialExecutor:
-    """One block after another, in this process."""
-
-    @property
-    def dashboard(self) -> str | None:
-        """None: there is no dashboard."""
-        return None
-
-    @property
-    def n_workers(self) -> int:
-        """One: this process."""
-        return 1
-
-    def outcomes(self, job: BlockJob, blocks: Iterable[BlockIndex], stop: Callable[[], bool]) -> Outcomes:
-        """Yield the outcomes in the order of ``blocks``, one by one."""
-        try:
-            for index in blocks:
-                if stop():
-                    return
-                yield [_attempt(job, index)]
-        finally:
-            close_scene()
-
-
-def _attempt(job: BlockJob, index: BlockIndex) -> Outcome:
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        try:
-            return process_block(job, index, attempt=attempt)
-        except Exception as error:  # noqa: BLE001  (the block boundary: any cause fails this block and no other)
-            _log.info("block %s, attempt %d failed", index, attempt, exc_info=True)
-            failure = failure_of(index, error, attempts=attempt)
-            if failure.fatal:
-                break
-            if attempt < MAX_ATTEMPTS:
-                time.sleep(pause_s(attempt))
-    return failure
 
 
 def pause_s(n_failed: int) -> float:

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from pipeline.engine.engines import choose_engine
-from pipeline.engine.torch_engine import choose_precision
+from pipeline.engine.choose import choose_device, choose_engine, choose_precision
 from pipeline.scene import scene_files
 from pipeline.spec import ALGORITHM_VERSION, SegmentSpec
 
@@ -64,7 +62,7 @@ def soft_fields(spec: SegmentSpec, engine: EngineSpec) -> dict[str, Any]:
                 if spec.probabilities_from is None
                 else {"probabilities": {"path": str(Path(spec.probabilities_from).resolve())}}
             ),
-            "device": engine.device if engine.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu"),
+            "device": engine.device if engine.device != "auto" else choose_device(engine),
             "engine": runs_network,
             "precision": choose_precision(engine),
             "machine": platform.machine(),

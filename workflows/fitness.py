@@ -13,17 +13,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.engine.engines import choose_engine
-from pipeline.engine.torch_engine import choose_device, choose_precision
+from pipeline.engine.choose import choose_device, choose_engine, choose_precision
 from pipeline.errors import PipelineError, StoreError
-from pipeline.network.checkpoint import file_sha256
+from pipeline.network.model_file import file_sha256
 from pipeline.network.models import find_model
 from workflows.fingerprint import LIBRARIES
 from workflows.run_state import RunPaths, read_record
 
 if TYPE_CHECKING:
     from pipeline.engine.protocol import EngineSpec
-    from workflows.worker import BlockJob
+    from workflows.block_job import BlockJob
 
 Aspect = Literal["versions", "engine", "model", "scene", "output"]
 
@@ -113,7 +112,7 @@ def _other_versions(wanted: dict[str, str]) -> str | None:
 def _describe_engine(engine: EngineSpec) -> tuple[str, str | None]:
     """Return what would run the network here, and why it could not."""
     try:
-        return f"{choose_engine(engine)} {choose_precision(engine)} on {choose_device(engine).type}", None
+        return f"{choose_engine(engine)} {choose_precision(engine)} on {choose_device(engine)}", None
     except PipelineError as error:
         return "", str(error)
 

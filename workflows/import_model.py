@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SpecError, StoreError
-from pipeline.network.checkpoint import StoredKernels, file_sha256, save_checkpoint
+from pipeline.network.checkpoint import StoredKernels, save_checkpoint
 from pipeline.network.importers.convert import Converted, convert
 from pipeline.network.importers.layout import Hints
 from pipeline.network.importers.state import read_config, read_state
+from pipeline.network.model_file import file_sha256
 from pipeline.network.spec import ClassSpec, ModelSpec
 from pipeline.network.voc import VOC_NAMES, voc_classes, voc_color
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SpecError, StoreError, WeightsError
-from pipeline.network.checkpoint import copy_with_spec, read_model_spec
+from pipeline.network.model_file import copy_with_spec, read_model_spec
 from pipeline.network.models import find_model
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.classify import classify
 from pipeline.errors import SpecError
+from pipeline.locate import BlockWindows, crf_lattice
 from pipeline.scene import open_scene
-from pipeline.segment import BlockWindows, crf_lattice, recall
+from pipeline.segment import recall
 from pipeline.store import read_labels as read_store_labels
 from pipeline.window import Window
 from workflows.label_reading import Classes

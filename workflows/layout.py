@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PipelineError, StoreError, WeightsError
-from pipeline.network.checkpoint import file_sha256, read_model_spec
+from pipeline.network.model_file import file_sha256, read_model_spec
 from pipeline.network.models import find_model
 from pipeline.scene import SceneInfo
 from pipeline.spec import SegmentSpec

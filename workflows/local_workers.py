@@ -12,7 +12,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import dask.config
@@ -22,10 +21,11 @@ from distributed.spans import SpansSchedulerExtension
 from distributed.system import MEMORY_LIMIT
 from psutil import virtual_memory
 
-from pipeline.errors import MissingDependencyError, PipelineError, SpecError
-from pipeline.grid import BLOCKS_AT_ONCE, BLOCKS_AT_ONCE_CUDA, LARGEST_BLOCK_PX
-from pipeline.scene import SceneSpec, open_scene
-from workflows.run_state import RunPaths, read_record
+from pipeline.engine.choose import may_have_cuda
+from pipeline.errors import MissingDependencyError, SpecError
+from pipeline.grid import BLOCKS_AT_ONCE, BLOCKS_AT_ONCE_CUDA
+from workflows.fork_server import ENVIRONMENT, start_method
+from workflows.scene_size import is_large
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,8 +40,6 @@ _CORES_PER_PROCESS = 16
 """One process keeps so many busy: its blocks share the windows on their edges, and compute without the GIL. More processes would compute
 those windows again, and hold the weights again."""
 
-_DRIVER_SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
-"""Linux, a container on it, Windows' Linux."""
 
 _CLOSE_S = 5.0
 _BEGIN_S = 1.0
@@ -66,14 +64,13 @@ SETTINGS: dict[str, Any] = {
     # Logs of messages, for those who look for faults in Dask: with 1000 they take 20 MB of the client.
     "distributed.admin.low-level-log-length": 100,
     "distributed.admin.tick.limit": "1 hour",
-    "distributed.nanny.pre-spawn-environ.GDAL_CACHEMAX": "64",
-    "distributed.nanny.pre-spawn-environ.GDAL_NUM_THREADS": "ALL_CPUS",  # decodes the tiles of one read side by side
-    # What a tile has used is kept for the next one: mapped anew each time, clearing its pages takes a fifth of the CRF's time. As long as
-    # nothing is mapped, that holds for arrays of any size.
-    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": "1",
-    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_MAX_": "0",
-    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
+    **{f"distributed.nanny.pre-spawn-environ.{name}": value for name, value in ENVIRONMENT.items()},
 }
+
+
+def settings() -> dict[str, Any]:
+    """Return Dask's settings while workers of ours are there, also for those that take the place of dead ones."""
+    return {**SETTINGS, "distributed.worker.multiprocessing-method": start_method()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,26 +128,6 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def may_have_cuda() -> bool:
-    """Tell whether a driver for CUDA is here; torch, which knows more, takes a second to import."""
-    return any(Path(sign).exists() for sign in _DRIVER_SIGNS)
-
-
-def count_pixels(scene: str) -> int:
-    """Return the pixels of the scene at a path; 0 where it does not open, which whoever reads it will say."""
-    with suppress(PipelineError), open_scene(SceneSpec(uri=scene)) as opened:
-        return opened.info.height * opened.info.width
-    return 0
-
-
-def count_pixels_of_run(out: Path) -> int:
-    """Return the pixels of the scene of the run that makes ``out``; 0 where it has no record, which whoever resumes it will say."""
-    with suppress(PipelineError, KeyError):
-        scene = read_record(RunPaths(out=out.absolute())).scene
-        return int(scene["height"]) * int(scene["width"])
-    return 0
-
-
 class EarlyWorkers:
     """Workers on this machine that start while their job is still being planned: importing their libraries takes them two seconds.
 
@@ -164,7 +141,12 @@ class EarlyWorkers:
         self._cluster: Future[LocalCluster] | None = self._pool.submit(self._begin, spec)
 
     def wait_for_process(self) -> None:
-        """Return when the first process has begun: whatever the caller imports meanwhile would keep this one from beginning it."""
+        """Return when the first process has begun: whatever the caller imports meanwhile would keep this one from beginning it.
+
+        With the fork server, which has begun, there is nothing to wait for.
+        """
+        if start_method() == "forkserver":
+            return
         give_up = time.monotonic() + _BEGIN_S
         while not multiprocessing.active_children() and self._cluster is not None and not self._cluster.done():
             if time.monotonic() > give_up:
@@ -172,7 +154,7 @@ class EarlyWorkers:
             time.sleep(_LOOK_S)
 
     def _begin(self, spec: ClusterSpec) -> LocalCluster:
-        with dask.config.set(SETTINGS):
+        with dask.config.set(settings()):
             return start_cluster(spec, self._staffing)
 
     def take(self, staffing: Staffing) -> LocalCluster | None:
@@ -192,7 +174,7 @@ class EarlyWorkers:
 @contextmanager
 def started_early(spec: ClusterSpec, *, n_pixels: int) -> Iterator[EarlyWorkers | None]:
     """Start the workers of a large job before its plan is made; None where it has a cluster of others, or is small."""
-    if spec.cluster != "local" or spec.scheduler is not None or n_pixels <= LARGEST_BLOCK_PX**2:
+    if spec.cluster != "local" or spec.scheduler is not None or not is_large(n_pixels):
         yield None
         return
     with closing(EarlyWorkers(spec)) as early:
@@ -249,7 +231,7 @@ def start_cluster(spec: ClusterSpec, staffing: Staffing) -> Any:
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
         silence_logs="CRITICAL",
-        preload="workflows.dask_executor",  # takes a second, which the plan takes meanwhile
+        preload="workflows.worker",  # takes a second, which the plan takes meanwhile
         scheduler_kwargs={"extensions": {**DEFAULT_EXTENSIONS, "spans": _FlatSpans}},
     )
 

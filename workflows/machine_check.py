@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from psutil import virtual_memory
 
-from pipeline.engine.engines import choose_engine
+from pipeline.engine.choose import choose_device, choose_engine, choose_precision
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import choose_device, choose_precision
 from pipeline.gdal_build import gdal_version, missing_drivers
 from workflows.findings import Finding, ok, problem, warning
 from workflows.local_workers import ClusterSpec, count_cores, share_here

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from pipeline.crf.energy import CrfSpec
     from pipeline.window import Window
-    from workflows.plan import Estimate, Plan
+    from workflows.calibrate import Estimate
+    from workflows.plan import Plan
     from workflows.segment_scene import Summary
 
 _STAGES = {"crf": "CRF", "wait": "waiting for their turn"}

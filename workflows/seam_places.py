@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pipeline.segment import network_lattice
+from pipeline.locate import network_lattice
 from pipeline.window import Window
 
 if TYPE_CHECKING:

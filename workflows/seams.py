@@ -24,18 +24,17 @@ import numpy as np
 
 from pipeline.classify import classify
 from pipeline.crf.tile import Processor, refine_tile
+from pipeline.engine.choose import choose_device, has_openvino
 from pipeline.engine.engines import blender_for
-from pipeline.engine.openvino_engine import has_openvino
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import SpecError
 from pipeline.grid import Blocks, Lattice
 from pipeline.labels import dequantise
-from pipeline.network.multiscale import exactly
+from pipeline.locate import network_lattice
 from pipeline.network.receptive_field import margin_px
+from pipeline.network.scales import exactly
 from pipeline.normalise import normalise
 from pipeline.scene import open_scene, read_reflected
-from pipeline.segment import network_lattice
 from pipeline.spec import SegmentSpec
 from pipeline.store import open_reader
 from workflows.fingerprint import hard_fields, soft_fields
@@ -160,7 +159,7 @@ def run(out: Path, *, n_places: int, on_progress: Progress | None = None) -> Sea
 
 def _engine_of_run(soft: dict[str, Any]) -> EngineSpec:
     """Return the engine that the run had, as far as this machine has it; what is different is told as for a resume."""
-    here = choose_device(EngineSpec()).type
+    here = choose_device(EngineSpec())
     if soft["device"] == "cuda" and here != "cuda":
         return EngineSpec(device="cpu", threads=count_cores())
     is_there = soft["engine"] != "openvino" or has_openvino()
@@ -276,7 +275,7 @@ class _Seams:
     def _compare(self, look: _Look, probabilities: NDArray[np.float32], tile: Tile, stored: NDArray[np.uint8]) -> Comparison:
         crf = self._spec.crf
         if crf is not None:
-            device = str(choose_device(self._engine_spec)) if crf.backend == "torch" else "cpu"
+            device = choose_device(self._engine_spec) if crf.backend == "torch" else "cpu"
             probabilities = refine_tile(
                 probabilities,
                 self._spec.stretch.apply(tile.pixels),

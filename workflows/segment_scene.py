@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.engine.choose import choose_device
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import ClusterLostError, PipelineError, SpecError, StoreError, StoreMismatchError
 from pipeline.grid import Blocks
-from pipeline.network.checkpoint import load_network
 from pipeline.scene import SceneSpec, open_scene
-from pipeline.scene_means import measure_scene_means
 from pipeline.spec import SegmentSpec
 from pipeline.staging import needs_staging, stage
 from pipeline.store import create_store, is_store, remove_partials, remove_store
+from workflows.block_job import BlockJob
 from workflows.breaker import Breaker
 from workflows.choose_grid import GridRequest
 from workflows.cluster import WORKER_TTL_HINT, executor_for, wait_for_scheduler
@@ -53,7 +52,6 @@ from workflows.run_state import (
     remove_state,
     write_record,
 )
-from workflows.worker import BlockJob
 
 if TYPE_CHECKING:
     import threading
@@ -236,6 +234,9 @@ class _Run:
         """Return the spec of a run that begins, with the means of the scene where the network needs them."""
         prepared = self._prepared
         if prepared.network.image_pooling == "global" and prepared.spec.probabilities_from is None:
+            from pipeline.network.checkpoint import load_network  # noqa: PLC0415  (torch, which most runs need in workers only)
+            from pipeline.scene_means import measure_scene_means  # noqa: PLC0415
+
             model, network = load_network(Path(prepared.spec.model_path))
             network = network.to(choose_device(self._execution.engine))
             with open_scene(self._source()) as scene:

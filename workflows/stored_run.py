@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pipeline.errors import SourceError, StoreError, StoreMismatchError
 from pipeline.grid import Blocks
 from pipeline.json_digest import json_digest
-from pipeline.network.checkpoint import read_model_spec
+from pipeline.network.model_file import read_model_spec
 from pipeline.network.models import find_model
 from pipeline.scene import open_scene
 from pipeline.spec import SegmentSpec

@@ -21,9 +21,9 @@ from workflows.run_state import RunPaths
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from workflows.block_job import BlockJob
     from workflows.events import Listener
     from workflows.fitness import Conditions
-    from workflows.worker import BlockJob
 
     RunEverywhere = Callable[..., dict[str, Any]]
 

@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.durable_file import make_directory_durably
+from pipeline.engine.choose import choose_device
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import PipelineError, SpecError, StoreError, StoreMismatchError
-from pipeline.network.checkpoint import file_sha256, load_network, save_checkpoint
+from pipeline.network.checkpoint import load_network, save_checkpoint
 from pipeline.network.deeplab import DeepLab, build_network
 from pipeline.network.fold import fold_batch_norm
 from pipeline.network.initialise import start_from
+from pipeline.network.model_file import file_sha256
 from pipeline.network.spec import ModelSpec
 from pipeline.ordered import map_ahead
 from pipeline.window import Window
@@ -167,7 +168,7 @@ def run(spec: TrainSpec, on_event: Report | None = None, *, resume: bool = False
         The loss stops being finite; the last state and checkpoint stay.
     """
     started, report = time.monotonic(), on_event or _ignore
-    device = choose_device(EngineSpec(device=spec.device))
+    device = torch.device(choose_device(EngineSpec(device=spec.device)))
     _check_device(spec, device)
     with joined(device) as processes, open_input(spec) as data:
         _check_batch(spec, processes)

@@ -21,8 +21,9 @@ from torch.nn import functional
 
 from pipeline.errors import SpecError
 from pipeline.network.keys import check_choice
-from pipeline.network.multiscale import resize_to, scaled_px
+from pipeline.network.multiscale import resize_to
 from pipeline.network.resize import resize_bilinear
+from pipeline.network.scales import scaled_px
 from workflows.label_spec import IGNORED
 
 if TYPE_CHECKING:

@@ -6,14 +6,12 @@ A process keeps one loaded model per job and one open scene per thread (GDAL han
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import socket
 import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,15 +20,15 @@ import numpy as np
 import torch
 
 from pipeline.crf.tile import Processor, refine_tile
+from pipeline.engine.choose import choose_device
 from pipeline.engine.engines import open_engine
 from pipeline.engine.on_device import DeviceRooms
-from pipeline.engine.torch_engine import choose_device
 from pipeline.errors import BlockError, PipelineError, WeightsError
 from pipeline.grid import Blocks, blocks_at_once
-from pipeline.json_digest import json_digest
 from pipeline.memory import seen_windows_bytes
-from pipeline.network.checkpoint import file_sha256, load_network, read_model_spec
+from pipeline.network.checkpoint import load_network
 from pipeline.network.image_pooling import assemble
+from pipeline.network.model_file import file_sha256, read_model_spec
 from pipeline.network.models import find_model
 from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene, unreadable_in
 from pipeline.seen_windows import SeenWindows
@@ -38,6 +36,7 @@ from pipeline.segment import segment_block, warm_up
 from pipeline.store import write_block
 from pipeline.turns import Queue
 from pipeline.workplace import Workplace
+from workflows.block_job import conversion_key
 from workflows.events import BlockIndex, BlockReceipt
 from workflows.run_state import RunPaths
 
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from pipeline.segment import BlockResult
     from pipeline.spec import SegmentSpec
     from pipeline.turns import Place
+    from workflows.block_job import BlockJob
 
     _System = tuple[MultiScaleSpec, ImagePooling | None, tuple[tuple[float, ...], ...]]
 
@@ -70,32 +70,12 @@ _ROOMS = 2
 """Blocks that lie on a device at a time: one computes, another is copied there or back."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockJob:
-    """All that a worker has to know, the same for every block of a run."""
-
-    spec: SegmentSpec
-    """What is run."""
-    engine: EngineSpec
-    """How it is run."""
-    source: SceneSpec
-    """What is really read: the scene, or its staged copy."""
-    out: str
-    """The Zarr group."""
-    run_id: str
-    """The run whose blocks these are."""
-
-    def digest(self) -> str:
-        """Hash of the job; names it in tasks."""
-        return json_digest(dataclasses.asdict(self))
-
-
 def process_block(job: BlockJob, index: BlockIndex, *, attempt: int = 1, scratch: str | None = None) -> BlockReceipt:
     """Segment the block ``index``, write it, and return when its bytes are durable; ``scratch`` is a folder for what lives no longer.
 
     Of several threads of a process a few do a block at a time: one computes, the others read or write.
     """
-    with _slots[choose_device(job.engine).type], _queue.joined() as place:
+    with _slots[choose_device(job.engine)], _queue.joined() as place:
         try:
             return _process(job, index, place, attempt=attempt, scratch=scratch)
         except Exception as error:
@@ -165,7 +145,7 @@ class _EngineOnDemand:
     @property
     def device(self) -> str:
         """Where it runs; known before it is loaded."""
-        return str(choose_device(self._job.engine))
+        return choose_device(self._job.engine)
 
     @property
     def cells(self) -> Cells:
@@ -208,13 +188,6 @@ def load_engine(spec: SegmentSpec, engine: EngineSpec) -> tuple[Engine | None, M
         return _load_engine(spec.model_path, spec.model_sha256, system, engine, (spec.grid.window_px, conversion_key(spec)))
 
 
-def conversion_key(spec: SegmentSpec) -> str | None:
-    """Return what names the network as a run of ``spec`` uses it, for a cache of conversions; None where it is of this scene only."""
-    if spec.scene_means:
-        return None
-    return json_digest([spec.model_sha256, spec.multiscale.to_dict(), spec.image_pooling])
-
-
 @lru_cache(maxsize=1)
 def _load_engine(
     given: str, sha256: str, system: _System, engine: EngineSpec, windows: tuple[int, str | None]
@@ -240,7 +213,7 @@ def _read_model(given: str) -> ModelSpec:
 def _processor(job: BlockJob) -> Processor:
     """Return what the CRF runs on: its own threads, and the network's device where the backend can use it."""
     crf = job.spec.crf
-    device = str(choose_device(job.engine)) if crf is not None and crf.backend == "torch" else "cpu"
+    device = choose_device(job.engine) if crf is not None and crf.backend == "torch" else "cpu"
     return Processor(threads=job.engine.threads, device=device)
 
 

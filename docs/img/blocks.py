@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.crf.energy import CrfSpec
 from pipeline.grid import Blocks
+from pipeline.locate import crf_lattice, locate, network_lattice
 from pipeline.scene import SceneSpec
-from pipeline.segment import crf_lattice, locate, network_lattice
 from pipeline.spec import GridSpec, SegmentSpec
 from pipeline.stretch import Stretch
 

@@ -17,7 +17,7 @@ import zarr
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.network.checkpoint import read_model_spec  # noqa: E402
+from pipeline.network.model_file import read_model_spec  # noqa: E402
 from pipeline.network.models import DEFAULT_MODEL, resolve_model  # noqa: E402
 from workflows.training_pictures import Sample, write_samples  # noqa: E402
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.network.footprint import flop_per_pixel, n_parameters
+from pipeline.network.counting import flop_per_pixel
+from pipeline.network.footprint import n_parameters
 from pipeline.network.receptive_field import margin_px, receptive_field
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.network.variants import PASCAL_CLASSES, Variant, variant, variant_names

@@ -69,7 +69,7 @@ class Backend(Protocol):
 def backend(name: BackendName) -> Backend:
     """Return the backend of that name, importing its libraries only now."""
     if name == "cpu":
-        from pipeline.crf import cpu  # noqa: PLC0415  # numba takes half a second
+        from pipeline.crf import cpu  # noqa: PLC0415
 
         return cpu
     if name == "torch":

@@ -23,8 +23,8 @@ from pipeline.compiled import compiled
 from pipeline.crf.phase import elevation, phase
 from pipeline.crf.vertices import N_CHUNKS, chains, merge
 from pipeline.errors import SpecError
+from pipeline.lane_count import N_LANES
 from pipeline.lanes import (
-    N_LANES,
     add,
     broadcast,
     less,

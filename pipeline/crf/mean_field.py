@@ -18,8 +18,8 @@ from numba import float32
 
 from pipeline.compiled import compiled
 from pipeline.crf.lattice import PART_PX, ROWS_AHEAD
+from pipeline.lane_count import N_LANES
 from pipeline.lanes import (
-    N_LANES,
     add,
     broadcast,
     exponential,

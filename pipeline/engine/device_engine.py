@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pipeline.engine.choose import choose_precision
 from pipeline.engine.cudnn_fused import fuse
 from pipeline.engine.device_memory import is_about_memory, no_memory_is_no_error
 from pipeline.engine.one_call import one_call
-from pipeline.engine.torch_engine import DTYPES, choose_precision
+from pipeline.engine.torch_engine import DTYPES
 from pipeline.errors import BlockError
 from pipeline.network.fold import fold_batch_norm
 
@@ -57,7 +58,7 @@ class DeviceEngine:
             Side of the windows; says how many are seen at once.
         """
         self._device = device
-        self._precision: UsedPrecision = choose_precision(spec, device)
+        self._precision: UsedPrecision = choose_precision(spec, str(device))
         self._batch_size = self._at_once = windows_at_once_there(window_px)
         self.cells = network.cells
         # The same algorithm on every call, or the same window would get other bytes.

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from pipeline.blend import Blender, PartBlender
-from pipeline.engine.device_engine import DeviceEngine, windows_at_once_there
+from pipeline.engine.choose import choose_device, choose_engine
+from pipeline.engine.device_engine import DeviceEngine
 from pipeline.engine.on_device import DeviceBlender, DeviceTile
-from pipeline.engine.openvino_engine import OpenVinoEngine, has_openvino, require_openvino
-from pipeline.engine.torch_engine import TorchEngine, choose_device
-from pipeline.errors import SpecError
+from pipeline.engine.openvino_engine import OpenVinoEngine
+from pipeline.engine.torch_engine import TorchEngine
 from pipeline.grid import Lattice
 from pipeline.normalise import normalise
 from pipeline.window import Window
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.blended import Blended
-    from pipeline.engine.protocol import Engine, EngineSpec, Load, RunsNetwork
+    from pipeline.engine.protocol import Engine, EngineSpec, Load
     from pipeline.network.multiscale import MultiScale
     from pipeline.network.spec import ModelSpec
     from pipeline.scene import Tile
@@ -32,44 +32,14 @@ if TYPE_CHECKING:
     from pipeline.stretch import Stretch
 
 
-def choose_engine(spec: EngineSpec) -> RunsNetwork:
-    """Return the engine that ``spec`` means here.
-
-    ``auto``: OpenVINO on the CPU where it is installed (three to five times as fast as torch there), else torch; fp16 is torch's alone.
-
-    Raises
-    ------
-    SpecError
-        If OpenVINO is asked for on a CUDA device.
-    MissingDependencyError
-        If it is asked for and not installed.
-    """
-    on_cpu = choose_device(spec).type == "cpu"
-    if spec.engine == "openvino":
-        require_openvino()
-        if not on_cpu:
-            raise SpecError(
-                "--engine openvino was asked for on a CUDA device; it runs on the CPU: add --device cpu, or use --engine torch"
-            )
-        return "openvino"
-    if spec.engine == "torch" or not on_cpu or spec.precision in ("fp16", "tf32") or not has_openvino():
-        return "torch"
-    return "openvino"
-
-
 def open_engine(network: MultiScale, spec: EngineSpec, *, window_px: int, cache_key: str | None = None) -> Engine:
     """Return a running network for windows of ``window_px``; ``cache_key`` says what it is where its conversion may be kept."""
     if choose_engine(spec) == "openvino":
         return OpenVinoEngine(network, spec, window_px=window_px, cache_key=cache_key)
     device = choose_device(spec)
-    if device.type == "cpu":
+    if device == "cpu":
         return TorchEngine(network, spec)
-    return DeviceEngine(network, spec, device=device, window_px=window_px)
-
-
-def windows_at_once(spec: EngineSpec, *, window_px: int) -> int:
-    """Return how many windows of a size an engine of ``spec`` would see at once here, without loading anything."""
-    return spec.threads if choose_device(spec).type == "cpu" else windows_at_once_there(window_px)
+    return DeviceEngine(network, spec, device=torch.device(device), window_px=window_px)
 
 
 def predict_windows(engine: Engine, windows: NDArray[np.float32]) -> NDArray[np.float32]:

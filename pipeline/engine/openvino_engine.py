@@ -8,7 +8,6 @@ Every window runs on one thread, several windows at a time, as in torch: the byt
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -23,7 +22,8 @@ import torch
 from torch import nn
 
 from pipeline.durable_file import replace_durably
-from pipeline.errors import MissingDependencyError, SpecError, StoreError
+from pipeline.engine.choose import require_openvino
+from pipeline.errors import SpecError, StoreError
 from pipeline.network.fold import fold_batch_norm
 from pipeline.ordered import map_ahead
 from pipeline.user_cache import cache_folder
@@ -117,19 +117,6 @@ class OpenVinoEngine:
                 "INFERENCE_NUM_THREADS": n_threads,
                 "ENABLE_CPU_PINNING": False,  # several worker processes would be pinned to the same cores
             },
-        )
-
-
-def has_openvino() -> bool:
-    """Tell whether OpenVINO is installed."""
-    return importlib.util.find_spec("openvino") is not None
-
-
-def require_openvino() -> None:
-    """Raise MissingDependencyError where OpenVINO is not installed."""
-    if not has_openvino():
-        raise MissingDependencyError(
-            "--engine openvino was asked for; OpenVINO is not installed here: pip install openvino, or use --engine torch"
         )
 
 

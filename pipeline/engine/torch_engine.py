@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pipeline.engine.choose import choose_precision
 from pipeline.errors import SpecError
 from pipeline.network.fold import fold_batch_norm
 from pipeline.ordered import map_ahead
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 DTYPES: dict[UsedPrecision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """What the precisions that convolutions are rounded to are in torch; the others compute in its own float32."""
-_FIRST_WITH_TF32 = (8, 0)
-"""Compute capability."""
 
 
 class TorchEngine:
@@ -35,7 +34,7 @@ class TorchEngine:
     """
 
     def __init__(self, network: MultiScale, spec: EngineSpec) -> None:
-        self._precision: UsedPrecision = choose_precision(spec, torch.device("cpu"))
+        self._precision: UsedPrecision = choose_precision(spec, "cpu")
         if self._precision == "tf32":
             raise SpecError("--precision tf32 was asked for; only CUDA devices have it: use fp32 or bf16 on the CPU")
         self._n_threads = spec.threads
@@ -70,26 +69,6 @@ class TorchEngine:
         if self._precision not in DTYPES:
             return contextlib.nullcontext()
         return torch.autocast("cpu", DTYPES[self._precision])
-
-
-def choose_device(spec: EngineSpec) -> torch.device:
-    """Return the device that ``spec`` means here; SpecError where it asks for CUDA and there is none."""
-    available = torch.cuda.is_available()
-    if spec.device == "cuda" and not available:
-        raise SpecError(
-            "--device cuda was asked for; torch sees no CUDA device here: check the driver and that torch is a CUDA build "
-            f"(this one is {torch.__version__}), or use --device cpu"
-        )
-    return torch.device("cuda" if available and spec.device != "cpu" else "cpu")
-
-
-def choose_precision(spec: EngineSpec, device: torch.device | None = None) -> UsedPrecision:
-    """Return the precision that ``spec`` means on a device; None: on the one that it means here."""
-    if spec.precision != "auto":
-        return spec.precision
-    device = device or choose_device(spec)
-    has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _FIRST_WITH_TF32
-    return "tf32" if has_tf32 else "fp32"
 
 
 def is_healthy(device: str) -> bool:

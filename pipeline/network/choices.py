@@ -30,3 +30,17 @@ Fusion = Literal["max", "mean"]
 
 Activation = Literal["relu", "relu6", "none"]
 """What follows a normalised convolution."""
+
+BACKBONE_KNOBS = (
+    "backbone_width",
+    "backbone_eps",
+    "final_expansion",
+    "stem",
+    "bottleneck_stride",
+    "entry_rate",
+    "multi_grid",
+    "cascade_blocks",
+    "side_channels",
+    "padding",
+)
+"""Fields of NetworkSpec that only some backbones heed; set on another one they are an error, not a silent nothing."""

@@ -43,18 +43,3 @@ class Backbone:
     """Returns the module; torch's random initial weights."""
     knobs: frozenset[str] = field(default_factory=frozenset)
     """Fields of NetworkSpec, among `BACKBONE_KNOBS`, that this backbone heeds."""
-
-
-BACKBONE_KNOBS = (
-    "backbone_width",
-    "backbone_eps",
-    "final_expansion",
-    "stem",
-    "bottleneck_stride",
-    "entry_rate",
-    "multi_grid",
-    "cascade_blocks",
-    "side_channels",
-    "padding",
-)
-"""Fields of NetworkSpec that only some backbones heed; set on another one they are an error, not a silent nothing."""

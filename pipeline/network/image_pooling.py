@@ -17,28 +17,12 @@ from torch.nn import functional
 
 from pipeline.errors import SpecError
 from pipeline.network.multiscale import MultiScale
+from pipeline.network.spec import with_image_pooling
 
 if TYPE_CHECKING:
     from pipeline.network.choices import ImagePooling
     from pipeline.network.deeplab import DeepLab
-    from pipeline.network.spec import MultiScaleSpec, NetworkSpec
-
-
-def with_image_pooling(spec: NetworkSpec, mode: ImagePooling | None) -> NetworkSpec:
-    """Return ``spec`` with its image-level branch in another mode; None: as it is.
-
-    Raises
-    ------
-    SpecError
-        If the network has no such branch and one is asked for.
-    """
-    if mode is None or mode == spec.image_pooling:
-        return spec
-    if spec.image_pooling == "off":
-        raise SpecError(
-            f"--image-pooling {mode} was asked for; the network has no image-level branch, so nothing is averaged: leave the option out"
-        )
-    return replace(spec, image_pooling=mode)
+    from pipeline.network.spec import MultiScaleSpec
 
 
 def assemble(

@@ -27,7 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.network.deeplab import DeepLab, build_network
-from pipeline.network.multiscale import MultiScale, unit_px
+from pipeline.network.multiscale import MultiScale
+from pipeline.network.scales import unit_px
 from pipeline.network.spec import MultiScaleSpec, NetworkSpec
 
 if TYPE_CHECKING:

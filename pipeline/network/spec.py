@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, get_args
 
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SpecError
-from pipeline.network.backbones import backbone_entry
-from pipeline.network.choices import Alignment, Architecture, BottleneckStride, EntryRate, Fusion, ImagePooling, Padding, Stem
-from pipeline.network.features import BACKBONE_KNOBS
+from pipeline.network.backbones import backbone_knobs
+from pipeline.network.choices import (
+    BACKBONE_KNOBS,
+    Alignment,
+    Architecture,
+    BottleneckStride,
+    EntryRate,
+    Fusion,
+    ImagePooling,
+    Padding,
+    Stem,
+)
 from pipeline.network.keys import check_choice, check_keys
 
 MAX_CLASSES = 255
@@ -141,10 +150,10 @@ class NetworkSpec:
             )
 
     def _check_backbone(self) -> None:
-        entry = backbone_entry(self.backbone)
+        heeded = backbone_knobs(self.backbone)
         defaults = {f.name: f.default for f in fields(type(self))}
         for name in BACKBONE_KNOBS:
-            if name not in entry.knobs and getattr(self, name) != defaults[name]:
+            if name not in heeded and getattr(self, name) != defaults[name]:
                 raise SpecError(
                     f"{name} is {getattr(self, name)!r}; the backbone {self.backbone} has no such choice, leave it out"
                 )
@@ -376,3 +385,20 @@ class ModelSpec:
 def _check_whole(name: str, given: object, *, lowest: int) -> None:
     if not isinstance(given, int) or isinstance(given, bool) or given < lowest:
         raise SpecError(f"{name} is {given!r}; give a whole number of at least {lowest}")
+
+
+def with_image_pooling(spec: NetworkSpec, mode: ImagePooling | None) -> NetworkSpec:
+    """Return ``spec`` with its image-level branch in another mode; None: as it is.
+
+    Raises
+    ------
+    SpecError
+        If the network has no such branch and one is asked for.
+    """
+    if mode is None or mode == spec.image_pooling:
+        return spec
+    if spec.image_pooling == "off":
+        raise SpecError(
+            f"--image-pooling {mode} was asked for; the network has no image-level branch, so nothing is averaged: leave the option out"
+        )
+    return replace(spec, image_pooling=mode)

@@ -22,12 +22,13 @@ from pipeline.crf.tile import Processor, refine_tile
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import TorchEngine
 from pipeline.grid import Lattice
+from pipeline.locate import locate
 from pipeline.network.checkpoint import load_network
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.network.multiscale import MultiScale
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import SceneSpec, open_scene, read_reflected
-from pipeline.segment import locate, predict
+from pipeline.segment import predict
 from pipeline.spec import GridSpec, SegmentSpec
 from pipeline.stretch import Stretch
 from pipeline.window import Window

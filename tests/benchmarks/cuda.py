@@ -40,8 +40,8 @@ from pipeline.engine.device_engine import DeviceEngine
 from pipeline.engine.engines import loader_for, predict_loaded
 from pipeline.engine.protocol import EngineSpec
 from pipeline.network.checkpoint import load_network, save_checkpoint
+from pipeline.network.counting import flop_per_pixel
 from pipeline.network.deeplab import build_network
-from pipeline.network.footprint import flop_per_pixel
 from pipeline.network.image_pooling import assemble
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.network.spec import ClassSpec, ModelSpec, MultiScaleSpec

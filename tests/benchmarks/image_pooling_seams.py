@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import TorchEngine
+from pipeline.locate import locate
 from pipeline.network.checkpoint import load_network
 from pipeline.network.image_pooling import assemble
 from pipeline.network.receptive_field import margin_px
 from pipeline.scene import Scene, SceneSpec, open_scene, read_reflected
 from pipeline.scene_means import measure_scene_means
-from pipeline.segment import locate, predict
+from pipeline.segment import predict
 from pipeline.spec import Blend, GridSpec, SegmentSpec
 from pipeline.stretch import estimate_stretch
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 from compose_scene import compose
+from watch import is_worker
 
 POLL_S = 0.2
 
@@ -37,7 +38,7 @@ def peak_worker_bytes(words: list[str]) -> int:
 def _workers(pid: int) -> list[psutil.Process]:
     try:
         children = psutil.Process(pid).children(recursive=True)
-        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return [child for child in children if is_worker(child)]
     except psutil.Error:
         return []
 

@@ -30,8 +30,8 @@ from pipeline.engine.engines import open_engine, predict_windows
 from pipeline.engine.protocol import EngineSpec
 from pipeline.errors import PipelineError
 from pipeline.network.checkpoint import load_network
+from pipeline.network.counting import flop_per_pixel
 from pipeline.network.deeplab import build_network
-from pipeline.network.footprint import flop_per_pixel
 from pipeline.network.image_pooling import assemble
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.network.spec import MultiScaleSpec

@@ -17,7 +17,7 @@ from watch import watch
 
 from pipeline.crf import pydensecrf
 from pipeline.crf.energy import CrfSpec
-from pipeline.network.checkpoint import read_model_spec
+from pipeline.network.model_file import read_model_spec
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.normalise import normalise
 from pipeline.scene import Tile

@@ -122,7 +122,7 @@ def _look(pid: int, seconds: float, peaks: _Peaks) -> Look:
         if process.pid == pid:
             coordinator = size
             peaks.coordinator_bytes = max(peaks.coordinator_bytes, high)
-        elif _is_worker(process):
+        elif is_worker(process):
             workers.append(size)
             peaks.worker_bytes = max(peaks.worker_bytes, high)
         else:
@@ -143,10 +143,13 @@ def _tree(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _is_worker(process: psutil.Process) -> bool:
-    """Tell a worker of multiprocessing, which Dask's are, from its tracker of resources."""
+def is_worker(process: psutil.Process) -> bool:
+    """Tell a worker of multiprocessing, which Dask's are, from its tracker of resources and the fork server, whose words it shares."""
     try:
-        return "spawn_main" in " ".join(process.cmdline())
+        if "spawn_main" in " ".join(process.cmdline()):
+            return True
+        parent = process.parent()
+        return parent is not None and all("multiprocessing.forkserver" in " ".join(one.cmdline()) for one in (process, parent))
     except psutil.Error:
         return False
 

@@ -46,19 +46,19 @@ from pathlib import Path
 gate, clients = Path(sys.argv[1]), json.loads(sys.argv[2])
 import cli
 import workflows.segment_scene
-from workflows import executor
+from workflows import serial_executor
 
 def wait_for(name):
     while not (gate / name).exists():
         time.sleep(0.001)
 
-def work(*given, real=executor.process_block, **options):
+def work(*given, real=serial_executor.process_block, **options):
     (gate / f"at-work-{os.getpid()}").touch()
     wait_for("go-on")
     return real(*given, **options)
 
 def run(words):
-    executor.process_block = work
+    serial_executor.process_block = work
     sys.argv = ["atrous", *words]
     try:
         cli.main()

@@ -38,7 +38,7 @@ from jobs import (
 )
 from tables import parser, publish
 
-from workflows import executor
+from workflows import serial_executor
 
 if TYPE_CHECKING:
     import argparse
@@ -152,7 +152,7 @@ def read_only(job: Job, expected: dict[str, bytes], disk: Path) -> Finding:
                 with stopped_after(n_before):
                     target.run()
             mount(disk, "remount,ro")
-            with patch.object(executor, "process_block") as work:
+            with patch.object(serial_executor, "process_block") as work:
                 ended = target.run()
             target.judge(ended, finding, f"with {n_before} blocks", lambda: mount(disk, "remount,rw"))
             if work.called or ended.code != CANNOT_WRITE:
@@ -163,7 +163,7 @@ def read_only(job: Job, expected: dict[str, bytes], disk: Path) -> Finding:
 @contextmanager
 def stopped_after(n_blocks: int) -> Iterator[None]:
     """Let a run in this process end, as by a second Ctrl-C, before it begins another block than the first ``n_blocks``."""
-    real, n_begun = executor.process_block, 0
+    real, n_begun = serial_executor.process_block, 0
 
     def work(*given: object, **options: object) -> object:
         nonlocal n_begun
@@ -172,7 +172,7 @@ def stopped_after(n_blocks: int) -> Iterator[None]:
             raise KeyboardInterrupt
         return real(*given, **options)
 
-    with patch.object(executor, "process_block", work):
+    with patch.object(serial_executor, "process_block", work):
         yield
 
 

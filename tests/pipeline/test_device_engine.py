@@ -9,13 +9,13 @@ from factories import MemoryScene, lively_network, texture, tiny_model_spec
 
 from pipeline.blend import Blender
 from pipeline.blended import BlendedHere
+from pipeline.engine.choose import choose_precision
 from pipeline.engine.cudnn_fused import FusedConvolution, fuse
 from pipeline.engine.device_engine import DeviceEngine, memory_format_for
 from pipeline.engine.device_memory import enough_memory
 from pipeline.engine.engines import open_engine, predict_windows
 from pipeline.engine.on_device import DeviceBlender, DeviceRooms, DeviceTile
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import choose_precision
 from pipeline.errors import BlockError
 from pipeline.grid import Lattice
 from pipeline.network.cells import Cells
@@ -331,8 +331,8 @@ def test_channels_are_last_where_matrix_units_want_them_and_no_kernel_is_depthwi
 )
 def test_auto_is_tf32_where_a_device_has_it(monkeypatch, asked, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert choose_precision(EngineSpec(precision=asked), torch.device("cuda")) == expected
-    assert choose_precision(EngineSpec(precision="auto"), torch.device("cpu")) == "fp32"
+    assert choose_precision(EngineSpec(precision=asked), "cuda") == expected
+    assert choose_precision(EngineSpec(precision="auto"), "cpu") == "fp32"
 
 
 # --- whole blocks

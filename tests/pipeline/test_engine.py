@@ -10,10 +10,11 @@ import pytest
 import torch
 from factories import lively_network, texture, tiny_model_spec
 
-from pipeline.engine import openvino_engine
-from pipeline.engine.engines import choose_engine, open_engine, predict_windows, windows_at_once
+from pipeline.engine import choose, openvino_engine
+from pipeline.engine.choose import choose_device, choose_engine, windows_at_once
+from pipeline.engine.engines import open_engine, predict_windows
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import choose_device, is_healthy
+from pipeline.engine.torch_engine import is_healthy
 from pipeline.errors import MissingDependencyError, SpecError
 from pipeline.network.checkpoint import load_network
 from pipeline.network.image_pooling import assemble
@@ -262,21 +263,21 @@ def test_a_cache_that_cannot_be_written_costs_time_only(network, tmp_path, monke
     ],
 )
 def test_auto_takes_openvino_on_the_cpu_where_it_is_installed(monkeypatch, settings, has_openvino, expected):
-    monkeypatch.setattr("pipeline.engine.engines.has_openvino", lambda: has_openvino)
+    monkeypatch.setattr("pipeline.engine.choose.has_openvino", lambda: has_openvino)
     assert choose_engine(EngineSpec(device="cpu", **settings)) == expected
 
 
 def test_auto_takes_torch_on_cuda_and_openvino_is_refused_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_engine(EngineSpec()) == "torch"
-    if openvino_engine.has_openvino():
+    if choose.has_openvino():
         with pytest.raises(SpecError, match=r"openvino was asked for on a CUDA device.*--device cpu"):
             choose_engine(EngineSpec(engine="openvino"))
 
 
 def test_openvino_that_is_not_installed_is_missed(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.setattr(openvino_engine.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingDependencyError, match=r"pip install openvino, or use --engine torch"):
         choose_engine(EngineSpec(device="cpu", engine="openvino"))
 
@@ -302,7 +303,7 @@ def test_cuda_where_there_is_none_is_refused(monkeypatch, network):
 )
 def test_auto_takes_cuda_where_there_is_one(monkeypatch, device, available, expected, windows):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    assert choose_device(EngineSpec(device=device)).type == expected
+    assert choose_device(EngineSpec(device=device)) == expected
     assert windows_at_once(EngineSpec(device=device), window_px=1024) == windows
 
 

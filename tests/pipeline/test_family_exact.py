@@ -16,16 +16,17 @@ from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import TorchEngine
 from pipeline.errors import SpecError
 from pipeline.grid import Blocks
+from pipeline.locate import locate
 from pipeline.network.backbones import resnet, vgg
 from pipeline.network.deeplab import build_network
-from pipeline.network.image_pooling import assemble, with_image_pooling
-from pipeline.network.multiscale import unit_px
+from pipeline.network.image_pooling import assemble
 from pipeline.network.receptive_field import margin_px
-from pipeline.network.spec import MultiScaleSpec, NetworkSpec
+from pipeline.network.scales import unit_px
+from pipeline.network.spec import MultiScaleSpec, NetworkSpec, with_image_pooling
 from pipeline.network.variants import variant, variant_names
 from pipeline.scene import SceneSpec, read_reflected
 from pipeline.scene_means import measure_scene_means
-from pipeline.segment import locate, predict, segment_block
+from pipeline.segment import predict, segment_block
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch
 
@@ -214,7 +215,7 @@ def one_pass(scene, spec, system):
 
 
 def test_exact_blending_refuses_scales_at_which_windows_are_cut_elsewhere():
-    from pipeline.network.multiscale import check_scales
+    from pipeline.network.scales import check_scales
 
     with pytest.raises(SpecError, match=r"multiples of 64"):
         check_scales(MultiScaleSpec(scales=(0.75, 1.0)), window_px=1040, step_px=528, output_stride=16, exact=True)

@@ -1,23 +1,22 @@
 """Activation memory counted on meta tensors, against sums by hand and against what torch really allocates."""
 
-import dataclasses
-
 import pytest
 import torch
 from factories import tiny_model_spec
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline.network import footprint
+from pipeline.network import counting, footprint
+from pipeline.network.counting import PeakBytes, peak_bytes
 from pipeline.network.deeplab import build_network
-from pipeline.network.footprint import _count_peak, _kept_peak, _PeakBytes, parameter_bytes, peak_activation_bytes
+from pipeline.network.footprint import largest_kernel_bytes, parameter_bytes, peak_activation_bytes
 from pipeline.network.spec import MultiScaleSpec
 
 SPEC = tiny_model_spec(n_classes=3).network
 
 
 def peak_of(run):
-    with torch.device("meta"), torch.no_grad(), _PeakBytes() as counter:
+    with torch.device("meta"), torch.no_grad(), PeakBytes() as counter:
         run()
     return counter.peak_bytes
 
@@ -89,47 +88,20 @@ def test_nothing_is_allocated_however_large_the_window():
 def test_large_windows_are_proportional_to_a_small_one(scales):
     multiscale = MultiScaleSpec(scales=scales)
     assert peak_activation_bytes(SPEC, window_px=1536, multiscale=multiscale) == pytest.approx(
-        _count_peak(SPEC, 1536, multiscale), rel=1e-3
+        peak_bytes(SPEC, 1536, multiscale), rel=1e-3
     )
 
 
-@pytest.fixture
-def kept(tmp_path, monkeypatch):
-    """An empty cache of the user, and this process forgets what it has counted."""
+def test_what_is_counted_is_kept_for_the_next_process(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    _kept_peak.cache_clear()
-    yield tmp_path / "atrous" / "footprints"
-    _kept_peak.cache_clear()
-
-
-def test_the_next_process_need_not_count_again(kept, monkeypatch):
-    counted = peak_activation_bytes(SPEC, window_px=64)
-    _kept_peak.cache_clear()
-    monkeypatch.setattr(footprint, "_count_peak", None)
-    assert peak_activation_bytes(SPEC, window_px=64) == counted
-
-
-def test_another_network_or_other_code_is_counted_anew(kept, monkeypatch):
-    peak_activation_bytes(SPEC, window_px=64)
-    peak_activation_bytes(dataclasses.replace(SPEC, aspp_channels=8), window_px=64)
-    _kept_peak.cache_clear()
-    monkeypatch.setattr(footprint, "_code_digest", lambda: "other code")
-    peak_activation_bytes(SPEC, window_px=64)
-    assert len(list(kept.iterdir())) == 3
-
-
-def test_a_damaged_count_is_made_again(kept):
-    counted = peak_activation_bytes(SPEC, window_px=64)
-    (path,) = kept.iterdir()
-    path.write_bytes(b"\xff")
-    _kept_peak.cache_clear()
-    assert peak_activation_bytes(SPEC, window_px=64) == counted
-    assert int(path.read_text()) == counted
-
-
-def test_without_a_cache_of_the_user_it_is_counted_every_time(kept, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing/here")
-    assert peak_activation_bytes(SPEC, window_px=64) == _count_peak(SPEC, 64, MultiScaleSpec())
+    footprint._peak.cache_clear()
+    footprint._parameters.cache_clear()
+    counted = peak_activation_bytes(SPEC, window_px=64), parameter_bytes(SPEC), largest_kernel_bytes(SPEC)
+    footprint._peak.cache_clear()
+    footprint._parameters.cache_clear()
+    monkeypatch.setattr(counting, "peak_bytes", None)
+    monkeypatch.setattr(counting, "parameter_sizes", None)
+    assert (peak_activation_bytes(SPEC, window_px=64), parameter_bytes(SPEC), largest_kernel_bytes(SPEC)) == counted
 
 
 def test_output_stride_8_takes_more():

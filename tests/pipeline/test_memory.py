@@ -9,11 +9,11 @@ from pipeline.crf.energy import CrfSpec
 from pipeline.errors import MemoryBudgetError
 from pipeline.georef import Georef
 from pipeline.grid import Blocks
+from pipeline.locate import locate
 from pipeline.memory import MemoryBound, MemoryTerm, bound, seen_windows_bytes
 from pipeline.network.footprint import largest_kernel_bytes, parameter_bytes
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import SceneInfo, SceneSpec
-from pipeline.segment import locate
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch
 

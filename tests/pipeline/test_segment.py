@@ -14,12 +14,13 @@ from pipeline.crf.energy import CrfSpec
 from pipeline.engine.protocol import EngineSpec
 from pipeline.engine.torch_engine import TorchEngine
 from pipeline.grid import Blocks
+from pipeline.locate import locate, network_lattice
 from pipeline.network.multiscale import MultiScale
 from pipeline.network.receptive_field import margin_px
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.scene import SceneSpec, Tile
 from pipeline.seen_windows import SeenWindows
-from pipeline.segment import locate, network_lattice, predict, refine, segment_block
+from pipeline.segment import predict, refine, segment_block
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.stretch import Stretch
 from pipeline.window import Window

@@ -5,10 +5,10 @@ from factories import tiny_model_spec
 
 from pipeline.blend import check_grid
 from pipeline.errors import SpecError
-from pipeline.network.checkpoint import read_model_spec
+from pipeline.network.model_file import read_model_spec
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
-from pipeline.network.multiscale import check_scales
 from pipeline.network.receptive_field import margin_px
+from pipeline.network.scales import check_scales
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.network.variants import variant, variant_names
 from pipeline.spec import GridSpec, OutputSpec

@@ -17,13 +17,15 @@ from dask.utils import parse_timedelta
 from distributed import Client
 from distributed.comm import CommClosedError
 
+from pipeline.engine import choose
 from pipeline.errors import ClusterLostError, MissingDependencyError, SpecError
 from pipeline.memory import UNKNOWN_BYTES
 from workflows import cluster, local_workers
 from workflows.cluster import executor_for, is_serial, staff
-from workflows.executor import SerialExecutor
-from workflows.local_workers import ClusterSpec, Staffing, count_pixels, count_pixels_of_run, started_early
+from workflows.local_workers import ClusterSpec, Staffing, started_early
+from workflows.scene_size import count_pixels, count_pixels_of_run
 from workflows.segment_scene import segment
+from workflows.serial_executor import SerialExecutor
 
 GIB = 2**30
 
@@ -195,7 +197,7 @@ def test_the_scheduler_keeps_nothing_of_what_was_submitted():
 @pytest.mark.parametrize(("has_driver", "threads"), [(False, 2), (True, 8)])
 def test_workers_have_a_thread_for_each_block_that_they_may_work_on(monkeypatch, tmp_path, has_driver, threads):
     sign = tmp_path / "version"
-    monkeypatch.setattr(local_workers, "_DRIVER_SIGNS", (str(sign),))
+    monkeypatch.setattr(choose, "_DRIVER_SIGNS", (str(sign),))
     if has_driver:
         sign.touch()
     staffing = Staffing(n_workers=1, threads=1, limit_bytes=2**30)

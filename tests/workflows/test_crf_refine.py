@@ -14,18 +14,20 @@ import numpy as np
 import pytest
 from factories import lively_network, tiny_model_spec
 
-from pipeline import memory
+from pipeline import memory, scene_means
 from pipeline.blended import BlendedHere
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SourceError, SpecError, StoreError, StoreMismatchError
 from pipeline.labels import dequantise
-from pipeline.network.checkpoint import copy_with_spec, read_model_spec, save_checkpoint
+from pipeline.locate import BlockWindows, crf_lattice
+from pipeline.network.checkpoint import save_checkpoint
+from pipeline.network.model_file import copy_with_spec, read_model_spec
 from pipeline.scene import SceneSpec, open_scene
-from pipeline.segment import BlockWindows, crf_lattice, refine, segment_block
+from pipeline.segment import refine, segment_block
 from pipeline.spec import OutputSpec
 from pipeline.store import open_layout, read_array, read_labels
 from pipeline.window import Window
-from workflows import executor, export, segment_scene, worker
+from workflows import export, segment_scene, serial_executor, worker
 from workflows.local_workers import ClusterSpec
 from workflows.refinement import Refinement, prepare_refinement
 from workflows.run_state import RunPaths, read_record
@@ -111,7 +113,7 @@ def test_the_network_is_not_loaded(run, out, monkeypatch):
 
 def test_a_scene_mean_is_not_measured_again(tiny_model, first, run, monkeypatch):
     pooled = first("pooled.zarr", model=str(tiny_model(image_pooling="window", name="pooling")), image_pooling="global")
-    monkeypatch.setattr(segment_scene, "measure_scene_means", lambda *_, **__: pytest.fail("the network was run"))
+    monkeypatch.setattr(scene_means, "measure_scene_means", lambda *_, **__: pytest.fail("the network was run"))
     assert run(source=pooled).succeeded
 
 
@@ -166,7 +168,7 @@ def test_blocks_that_failed_are_done_later_and_the_bytes_are_those_of_an_undistu
 ):
     undisturbed = tmp_path / "undisturbed.zarr"
     run(dest=undisturbed)
-    real = executor.process_block
+    real = serial_executor.process_block
 
     def fail_once(job, index, *, attempt=1):
         if index == (1, 0):
@@ -174,7 +176,7 @@ def test_blocks_that_failed_are_done_later_and_the_bytes_are_those_of_an_undistu
         return real(job, index, attempt=attempt)
 
     with monkeypatch.context() as patched:
-        patched.setattr(executor, "process_block", fail_once)
+        patched.setattr(serial_executor, "process_block", fail_once)
         assert [failure.block for failure in run().failures] == [(1, 0)]
     summary = resume(out, execution(retry_failed=True))
     assert (summary.n_new, summary.succeeded) == (1, True)

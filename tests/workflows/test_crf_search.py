@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import SourceError, SpecError, StoreError, WeightsError
-from pipeline.network.checkpoint import load_network, read_model_spec
+from pipeline.network.checkpoint import load_network
+from pipeline.network.model_file import read_model_spec
 from pipeline.store import read_array, read_labels
 from pipeline.window import Window
 from workflows import segment_scene

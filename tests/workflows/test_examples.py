@@ -5,7 +5,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.network.checkpoint import read_model_spec
+from pipeline.network.model_file import read_model_spec
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from workflows.train import TrainSpec, run
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import json
 from contextlib import contextmanager
@@ -14,18 +15,21 @@ import pytest
 from block_faults import faulty_block, faulty_task
 from distributed import Client, KilledWorker, LocalCluster
 
+from pipeline.engine import torch_engine
 from pipeline.engine.protocol import EngineSpec
 from pipeline.errors import ClusterLostError, UnfitWorkersError
 from pipeline.scene import SceneSpec
 from pipeline.spec import SegmentSpec
 from pipeline.stretch import Stretch
-from workflows import dask_executor, executor, local_workers, worker
+from workflows import dask_executor, executor, local_workers, serial_executor
+from workflows import worker as work
+from workflows.block_job import BlockJob
 from workflows.dask_executor import DaskExecutor, Refusal
 from workflows.events import BlockFailure, BlockReceipt
-from workflows.executor import MAX_ATTEMPTS, SerialExecutor
+from workflows.executor import MAX_ATTEMPTS
 from workflows.fitness import Conditions, Examination
 from workflows.in_flight import TimeLimit
-from workflows.worker import BlockJob
+from workflows.serial_executor import SerialExecutor
 
 BLOCKS = [(row, col) for row in range(3) for col in range(4)]
 runs = itertools.count()
@@ -61,7 +65,7 @@ def connected_to(*, n_workers: int):
 @pytest.fixture(params=["serial", pytest.param("dask", marks=pytest.mark.cluster)])
 def subject(request, monkeypatch):
     """Return an executor whose blocks do nothing but fail as they are told."""
-    monkeypatch.setattr(executor, "process_block", faulty_block)
+    monkeypatch.setattr(serial_executor, "process_block", faulty_block)
     monkeypatch.setattr(executor, "_PAUSE_S", 0.01)
     if request.param == "serial":
         return SerialExecutor()
@@ -74,11 +78,11 @@ class QuickPlugin(dask_executor.JobPlugin):
     """The real plugin, but there is no model to load."""
 
     def setup(self, worker) -> None:
-        real, dask_executor.make_ready = dask_executor.make_ready, lambda *_: None
+        real, work.make_ready = work.make_ready, lambda *_: None
         try:
             super().setup(worker)
         finally:
-            dask_executor.make_ready = real
+            work.make_ready = real
 
 
 @pytest.fixture
@@ -275,11 +279,9 @@ def test_a_worker_looks_at_itself_when_it_joins(job, monkeypatch, tmp_path):
 def test_a_process_whose_device_is_broken_ends(job, monkeypatch, healthy):
     made, ended = job({}), []
     monkeypatch.setattr(dask_executor, "_jobs", {made.digest(): made})
-    monkeypatch.setattr(
-        dask_executor, "process_block", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("device-side assert"))
-    )
+    monkeypatch.setattr(work, "process_block", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("device-side assert")))
     monkeypatch.setattr(dask_executor, "get_worker", lambda: SimpleNamespace(local_directory=None))
-    monkeypatch.setattr(dask_executor, "is_healthy", lambda _device: healthy)
+    monkeypatch.setattr(torch_engine, "is_healthy", lambda _device: healthy)
     monkeypatch.setattr(dask_executor.os, "_exit", ended.append)
     with pytest.raises(RuntimeError, match="device-side assert"):
         dask_executor.run_task(made.digest(), (0, 0), 1)
@@ -344,7 +346,7 @@ def test_a_worker_that_starts_slowly_after_it_died_is_not_given_up(subject, job)
 @pytest.mark.parametrize("subject", ["dask"], indirect=True)
 def test_runs_that_share_a_cluster_leave_each_other_alone(subject, job, client):
     made = job({})
-    other = dask_executor.JobPlugin(worker.dataclasses.replace(made, run_id="of somebody else"))
+    other = dask_executor.JobPlugin(dataclasses.replace(made, run_id="of somebody else"))
     client.register_plugin(other)
     try:
         run(subject, made)

@@ -12,11 +12,12 @@ from pipeline.engine.protocol import EngineSpec
 from pipeline.errors import UnfitWorkersError
 from workflows import fitness
 from workflows import survey as survey_module
+from workflows.block_job import BlockJob
 from workflows.fitness import conditions_of, examine, installed_versions, with_model
 from workflows.run_state import RunPaths
 from workflows.segment_scene import segment
 from workflows.survey import survey
-from workflows.worker import BlockJob, load_engine
+from workflows.worker import load_engine
 
 
 @pytest.fixture

@@ -11,12 +11,13 @@ import pytest
 from pipeline.crf.energy import CrfSpec
 from pipeline.errors import MemoryBudgetError
 from pipeline.grid import Blocks
-from pipeline.segment import crf_lattice, locate
+from pipeline.locate import crf_lattice, locate
 from pipeline.spec import GridSpec
+from workflows import calibrate as calibration
 from workflows import local_workers
-from workflows import plan as plan_module
+from workflows.calibrate import Estimate, calibrate
 from workflows.crf_request import CrfRequest
-from workflows.plan import Estimate, _count, calibrate, make_plan
+from workflows.plan import _count, make_plan
 from workflows.prepare import prepare
 from workflows.report import plan_lines
 
@@ -128,13 +129,13 @@ def test_the_chosen_backend_is_timed_after_it_was_warmed_up(plan_for, execution,
     if backend == "pydensecrf":
         pytest.importorskip("pydensecrf")
     seen = []
-    real = plan_module.refine_tile
+    real = calibration.refine_tile
 
     def spy(probabilities, guide, valid, crf, *, processor):
         seen.append((valid.shape, len(guide), crf.backend, crf.skip_above, processor.threads))
         return real(probabilities, guide, valid, crf, processor=processor)
 
-    monkeypatch.setattr(plan_module, "refine_tile", spy)
+    monkeypatch.setattr(calibration, "refine_tile", spy)
     plan = plan_for(crf=dataclasses.replace(CRF, backend=backend, n_steps=1, skip_above=0.5))
     assert calibrate(plan, execution().engine).crf_s > 0
     assert seen == [((32, 32), 3, backend, 1.0, 1), *[((768, 768), 3, backend, 1.0, 1)] * 2], (

@@ -19,7 +19,7 @@ from pipeline.errors import ClusterLostError, LockedError, SourceError, StoreErr
 from pipeline.spec import GridSpec, OutputSpec, SegmentSpec
 from pipeline.store import open_layout, read_labels
 from pipeline.window import Window
-from workflows import cluster, executor, local_workers, segment_scene, worker
+from workflows import cluster, executor, local_workers, segment_scene, serial_executor, worker
 from workflows.choose_grid import GridRequest
 from workflows.events import BlockFailure, BlockReceipt, Notice, RunStarted, Staging
 from workflows.local_workers import ClusterSpec, Staffing, started_early
@@ -61,14 +61,14 @@ def run(request_for, execution, scene, out, events):
 def broken(monkeypatch):
     """Return a set of blocks that fail; empty it to mend them."""
     blocks: set[tuple[int, int]] = set()
-    real = executor.process_block
+    real = serial_executor.process_block
 
     def process(job, index, *, attempt=1) -> BlockReceipt:
         if index in blocks:
             raise SourceError("damaged there")
         return real(job, index, attempt=attempt)
 
-    monkeypatch.setattr(executor, "process_block", process)
+    monkeypatch.setattr(serial_executor, "process_block", process)
     return blocks
 
 
@@ -362,10 +362,10 @@ def test_outcomes_that_end_with_a_fatal_one_are_kept(run, out, execution, monkey
     def outcomes(_self, job, blocks, _stop):
         first, second, third, _ = list(blocks)
         failure = BlockFailure(block=second, error="StoreError: No space left", attempts=1, fatal=True)
-        yield [executor.process_block(job, first), failure, executor.process_block(job, third)]
+        yield [serial_executor.process_block(job, first), failure, serial_executor.process_block(job, third)]
 
     with monkeypatch.context() as patched:
-        patched.setattr(executor.SerialExecutor, "outcomes", outcomes)
+        patched.setattr(serial_executor.SerialExecutor, "outcomes", outcomes)
         with pytest.raises(StoreError, match=r"block \(0, 1\) could not be written, and the run stopped"):
             run()
     assert resume(out, execution()).n_new == N_BLOCKS - 2
@@ -465,7 +465,7 @@ def test_a_worker_of_an_overwritten_run_writes_no_more(run, out, monkeypatch):
 
 
 def test_a_worker_that_lives_on_reads_a_scene_that_was_replaced(run, raster, out, tmp_path, monkeypatch):
-    monkeypatch.setattr(executor, "close_scene", lambda: None)  # as in the worker of a cluster that outlives the run
+    monkeypatch.setattr(serial_executor, "close_scene", lambda: None)  # as in the worker of a cluster that outlives the run
     run()
     raster(height=HEIGHT, width=WIDTH, seed=1)
     try:
@@ -502,7 +502,7 @@ class Scheduled:
         yield self
 
     def outcomes(self, job, blocks, stop):
-        for ended in executor.SerialExecutor().outcomes(job, blocks, stop):
+        for ended in serial_executor.SerialExecutor().outcomes(job, blocks, stop):
             yield ended
             if self.n_losses:
                 self.n_losses -= 1
@@ -553,7 +553,9 @@ def test_a_scheduler_that_stays_away_ends_the_run_and_a_resume_goes_on(on_schedu
 
 def test_a_run_in_which_most_blocks_fail_stops(raster, run, out, monkeypatch, execution, events):
     monkeypatch.setattr(executor, "_PAUSE_S", 0.0)
-    monkeypatch.setattr(executor, "process_block", lambda *_, **__: (_ for _ in ()).throw(SourceError("the disk is broken")))
+    monkeypatch.setattr(
+        serial_executor, "process_block", lambda *_, **__: (_ for _ in ()).throw(SourceError("the disk is broken"))
+    )
     many = raster(height=64 * 6, width=64 * 6)
     summary = run(many)
     assert (len(summary.failures), summary.succeeded) == (20, False)
@@ -563,13 +565,13 @@ def test_a_run_in_which_most_blocks_fail_stops(raster, run, out, monkeypatch, ex
 
 
 def test_what_killed_workers_left_is_removed_when_a_run_is_complete(run, out, monkeypatch):
-    real = executor.process_block
+    real = serial_executor.process_block
 
     def leaves(job, index, **more):
         receipt = real(job, index, **more)
         (out / "0" / "labels" / "c" / f"7.{'a' * 32}.partial").write_bytes(b"half a chunk")
         return receipt
 
-    monkeypatch.setattr(executor, "process_block", leaves)
+    monkeypatch.setattr(serial_executor, "process_block", leaves)
     assert run().succeeded
     assert list(out.rglob("*.partial")) == []

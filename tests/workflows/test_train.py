@@ -14,8 +14,9 @@ from PIL import Image
 
 import cli
 from pipeline.errors import LockedError, SourceError, SpecError, StoreError, StoreMismatchError, WeightsError
-from pipeline.network.checkpoint import load_network, read_model_spec, read_tensors
+from pipeline.network.checkpoint import load_network, read_tensors
 from pipeline.network.deeplab import build_network
+from pipeline.network.model_file import read_model_spec
 from workflows.run_state import locked
 from workflows.train import Measured, Resumed, StepDone, TrainingDivergedError, TrainSpec, _FolderLock, run
 from workflows.training_input import open_input

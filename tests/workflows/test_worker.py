@@ -21,9 +21,10 @@ from pipeline.spec import SegmentSpec
 from pipeline.store import read_array
 from pipeline.window import Window
 from workflows import dask_executor, worker
+from workflows.block_job import BlockJob
 from workflows.prepare import prepare
 from workflows.run_state import RunPaths, read_record
-from workflows.worker import BlockJob, load_engine, make_ready, process_block
+from workflows.worker import load_engine, make_ready, process_block
 
 
 @pytest.fixture
@@ -125,10 +126,10 @@ def on_device(monkeypatch):
 
     worker._load_engine.cache_clear()
     monkeypatch.setattr("pipeline.engine.device_engine._MOST_AT_ONCE", 4)
-    monkeypatch.setattr(worker, "choose_device", lambda _: there)
+    monkeypatch.setattr(worker, "choose_device", lambda _: str(there))
     monkeypatch.setattr(worker, "open_engine", open_there)
     monkeypatch.setattr(worker, "_rooms", lambda _device: rooms)
-    monkeypatch.setitem(worker._slots, "cpu", threading.BoundedSemaphore(8))
+    monkeypatch.setitem(worker._slots, str(there), threading.BoundedSemaphore(8))
     yield
     worker._load_engine.cache_clear()
 

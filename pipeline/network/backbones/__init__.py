@@ -6,11 +6,13 @@ A new backbone is one new file here: a module whose ``BACKBONES`` maps names to 
 from __future__ import annotations
 
 import pkgutil
+import sys
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SpecError
+from pipeline.network.kept import kept
 
 if TYPE_CHECKING:
     from pipeline.network.features import Backbone
@@ -27,6 +29,26 @@ def known_backbones() -> dict[str, Backbone]:
 
 def backbone_entry(name: str) -> Backbone:
     """Return the backbone of that name; SpecError listing all where there is none."""
-    if name not in known_backbones():
-        raise SpecError(f"backbone is {name!r}; choose one of {', '.join(known_backbones())}")
+    backbone_knobs(name)
     return known_backbones()[name]
+
+
+def backbone_knobs(name: str) -> frozenset[str]:
+    """Return which fields of NetworkSpec the backbone of that name heeds; SpecError listing all where there is none.
+
+    The modules of this folder import torch, which who only describes a network need not have: what they say is kept.
+    """
+    known = _all_knobs() if "torch" in sys.modules else _kept_knobs()
+    if name not in known:
+        raise SpecError(f"backbone is {name!r}; choose one of {', '.join(known)}")
+    return frozenset(known[name])
+
+
+def _all_knobs() -> dict[str, list[str]]:
+    return {name: sorted(entry.knobs) for name, entry in known_backbones().items()}
+
+
+@cache
+def _kept_knobs() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = kept("knobs of the backbones", None, _all_knobs)
+    return found

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import StoreError, WeightsError
-from pipeline.network.checkpoint import copy_with_spec, file_sha256, load_network, read_model_spec, save_checkpoint
+from pipeline.network.checkpoint import load_network, save_checkpoint
 from pipeline.network.deeplab import DeepLab, build_network
+from pipeline.network.model_file import copy_with_spec, file_sha256, read_model_spec
 from pipeline.network.spec import ClassSpec, ModelSpec, NetworkSpec
 
 NETWORK = NetworkSpec(n_classes=2, atrous_rates=(1,), aspp_channels=8, low_level_channels=4, decoder_channels=8)

@@ -6,10 +6,12 @@ from factories import lively_network, tiny_model_spec
 from torch.nn import functional
 
 from pipeline.errors import SpecError
-from pipeline.network.footprint import flop_per_pixel, peak_activation_bytes
-from pipeline.network.image_pooling import assemble, with_image_pooling, without_image_pooling
-from pipeline.network.multiscale import MultiScale, check_scales, scaled_px
-from pipeline.network.spec import MultiScaleSpec
+from pipeline.network.counting import flop_per_pixel
+from pipeline.network.footprint import peak_activation_bytes
+from pipeline.network.image_pooling import assemble, without_image_pooling
+from pipeline.network.multiscale import MultiScale
+from pipeline.network.scales import check_scales, scaled_px
+from pipeline.network.spec import MultiScaleSpec, with_image_pooling
 
 SPEC = tiny_model_spec(n_classes=4, image_pooling="window").network
 

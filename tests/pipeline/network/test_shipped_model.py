@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.network.checkpoint import load_network, read_model_spec
+from pipeline.network.checkpoint import load_network
+from pipeline.network.model_file import read_model_spec
 from pipeline.network.models import DEFAULT_MODEL, resolve_model, shipped_models
 from pipeline.network.receptive_field import margin_px
 
