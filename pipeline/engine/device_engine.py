@@ -18,7 +18,7 @@ from pipeline.engine.device_memory import is_about_memory, no_memory_is_no_error
 from pipeline.engine.one_call import one_call
 from pipeline.engine.torch_engine import DTYPES
 from pipeline.errors import BlockError
-from pipeline.network.fold import fold_batch_norm
+from pipeline.network.rounding import fold_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -67,7 +67,7 @@ class DeviceEngine:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self._precision == "tf32"
         self._dtype = DTYPES.get(self._precision, torch.float32)
         self._format = memory_format_for(network, self._precision)
-        folded = fold_batch_norm(network.eval()).to(device, self._dtype)
+        folded = fold_for(network.eval(), DTYPES.get(self._precision)).to(device, self._dtype)
         self._network: MultiScale = folded.to(memory_format=self._format)  # type: ignore[call-overload]
         shape = (self._batch_size, network.network.spec.n_bands, window_px, window_px)
         self._whole: Callable[[Tensor], Tensor] | None = None  # a batch in one call

@@ -24,7 +24,7 @@ from torch import nn
 from pipeline.durable_file import replace_durably
 from pipeline.engine.choose import require_openvino
 from pipeline.errors import SpecError, StoreError
-from pipeline.network.fold import fold_batch_norm
+from pipeline.network.rounding import fold_for, keep_biases
 from pipeline.ordered import map_ahead
 from pipeline.user_cache import cache_folder
 
@@ -106,7 +106,8 @@ class OpenVinoEngine:
 
         core = openvino.Core()
         shape = (1, self._n_bands, window_px, window_px)
-        model = _converted(core, network, shape, cache_key)
+        rounded_to = torch.bfloat16 if self._precision == "bf16" else None
+        model = _converted(core, network, shape, cache_key, rounded_to=rounded_to)
         model.reshape(list(shape))
         return core.compile_model(
             model,
@@ -132,14 +133,16 @@ class _Scores(nn.Module):
         return self.network.score(x)
 
 
-def _converted(core: Any, network: MultiScale, shape: tuple[int, int, int, int], cache_key: str | None) -> Any:
+def _converted(
+    core: Any, network: MultiScale, shape: tuple[int, int, int, int], cache_key: str | None, *, rounded_to: torch.dtype | None
+) -> Any:
     """Return the network as an OpenVINO model, from the cache where it is there and whole."""
     example = _example_shape(network, shape)
     folder = cache_folder("openvino")
-    name = None if cache_key is None or folder is None else _cache_name(cache_key, example)
+    name = None if cache_key is None or folder is None else _cache_name(cache_key, example, rounded_to)
     if folder is not None and name is not None and (cached := _read_cached(core, folder / name)) is not None:
         return cached
-    model = _convert(network, example)
+    model = _convert(network, example, rounded_to)
     if folder is not None and name is not None:
         _write_cached(model, folder / name)
     return model
@@ -157,11 +160,14 @@ def _example_shape(network: MultiScale, shape: tuple[int, int, int, int]) -> tup
     return (*shape[:2], side, side)
 
 
-def _convert(network: MultiScale, example_shape: tuple[int, int, int, int]) -> Any:
+def _convert(network: MultiScale, example_shape: tuple[int, int, int, int], rounded_to: torch.dtype | None) -> Any:
     from openvino.frontend import FrontEndManager  # noqa: PLC0415
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noqa: PLC0415
 
-    module = _Scores(fold_batch_norm(network.eval()))
+    folded = fold_for(network.eval(), rounded_to)
+    if rounded_to is not None:
+        keep_biases(folded, rounded_to)
+    module = _Scores(folded)
     example = torch.zeros(example_shape)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and says which sizes become constants
@@ -171,10 +177,10 @@ def _convert(network: MultiScale, example_shape: tuple[int, int, int, int]) -> A
         return frontend.convert(frontend.load(decoder))
 
 
-def _cache_name(key: str, example_shape: tuple[int, ...]) -> str:
+def _cache_name(key: str, example_shape: tuple[int, ...], rounded_to: torch.dtype | None) -> str:
     import openvino  # noqa: PLC0415
 
-    text = json.dumps([key, example_shape, openvino.__version__, torch.__version__])
+    text = json.dumps([key, example_shape, str(rounded_to), openvino.__version__, torch.__version__])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.engine.choose import choose_precision
 from pipeline.errors import SpecError
-from pipeline.network.fold import fold_batch_norm
+from pipeline.network.rounding import fold_for
 from pipeline.ordered import map_ahead
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class TorchEngine:
             raise SpecError("--precision tf32 was asked for; only CUDA devices have it: use fp32 or bf16 on the CPU")
         self._n_threads = spec.threads
         self.cells = network.cells
-        self._network = fold_batch_norm(network.eval())
+        self._network = fold_for(network.eval(), DTYPES.get(self._precision))
         for parameter in self._network.parameters():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
