@@ -121,7 +121,8 @@ def coverage(shape: tuple[int, int], *, window_px: int, overlap_px: int) -> floa
 
 
 def _overlap(request: GridRequest, network: NetworkSpec, multiscale: MultiScaleSpec, *, unit: int) -> int:
-    wanted = OVERLAP_PX if request.blend != "exact" else 2 * (_margin_px(network, multiscale) or OVERLAP_PX // 2)
+    margin = _margin_px(network, multiscale) if request.blend == "exact" else None
+    wanted = OVERLAP_PX if margin is None else 2 * margin
     return math.ceil(wanted / unit) * unit
 
 

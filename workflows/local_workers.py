@@ -40,7 +40,6 @@ _CORES_PER_PROCESS = 16
 """One process keeps so many busy: its blocks share the windows on their edges, and compute without the GIL. More processes would compute
 those windows again, and hold the weights again."""
 
-
 _CLOSE_S = 5.0
 _BEGIN_S = 1.0
 """How long the plan waits at most for the first worker to begin."""

@@ -15,8 +15,8 @@ from pipeline.errors import MissingDependencyError, SpecError
 if TYPE_CHECKING:
     from pipeline.engine.protocol import EngineSpec, RunsNetwork, UsedPrecision
 
-_DRIVER_SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")
-"""Linux, a container on it, Windows' Linux."""
+_DRIVER_SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/kfd")
+"""Linux, a container on it, Windows' Linux, Tegra, and AMD's, which torch calls CUDA, too."""
 _FIRST_WITH_TF32 = (8, 0)
 """Compute capability."""
 

@@ -31,7 +31,7 @@ _LEAST = 1e-12
 
 
 def fold_for(network: MultiScale, dtype: torch.dtype | None) -> MultiScale:
-    """Return a copy for inference without normalisations, whose kernels will be rounded to ``dtype``; None: they will not be."""
+    """Return a copy for inference without normalisations, whose kernels are rounded to ``dtype``; None: they are not."""
     folded = fold_batch_norm(network)
     if dtype is not None:
         for name, mean in input_means(network).items():
@@ -67,7 +67,9 @@ def input_means(network: MultiScale | DeepLab) -> dict[str, Tensor]:
 
 
 def make_up(layer: nn.Module, mean: Tensor, dtype: torch.dtype) -> None:
-    """Put onto the bias of a convolution what rounding its kernel to ``dtype`` takes from its output, on average.
+    """Round the kernel of a convolution to ``dtype``, and put onto its bias what that takes from its output, on average.
+
+    It is rounded here, for a processor without such numbers would compute with the kernel as it was.
 
     Parameters
     ----------
@@ -76,13 +78,15 @@ def make_up(layer: nn.Module, mean: Tensor, dtype: torch.dtype) -> None:
     mean
         (inputs,) of what goes into it.
     dtype
-        What the kernel will be rounded to.
+        What the kernel is rounded to; it stays in float32.
     """
     assert isinstance(layer, nn.Conv2d)
     weight = layer.weight.detach()
-    lost = (weight - weight.to(dtype).to(weight.dtype)).sum(dim=(2, 3))  # (outputs, inputs of a group)
+    rounded = weight.to(dtype).to(weight.dtype)
+    lost = (weight - rounded).sum(dim=(2, 3))  # (outputs, inputs of a group)
     inputs = mean.view(layer.groups, -1).repeat_interleave(layer.out_channels // layer.groups, dim=0)
     shift = (lost * inputs).sum(dim=1)
+    layer.weight = nn.Parameter(rounded, requires_grad=False)
     layer.bias = nn.Parameter(shift if layer.bias is None else layer.bias.detach() + shift, requires_grad=False)
 
 
