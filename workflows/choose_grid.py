@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.grid import LARGEST_BLOCK_PX, Lattice
-from pipeline.network.footprint import peak_activation_bytes
+from pipeline.network.footprint import margin_px, peak_activation_bytes
 from pipeline.network.scales import unit_px
 from pipeline.spec import Blend, GridSpec
 
@@ -121,7 +121,7 @@ def coverage(shape: tuple[int, int], *, window_px: int, overlap_px: int) -> floa
 
 
 def _overlap(request: GridRequest, network: NetworkSpec, multiscale: MultiScaleSpec, *, unit: int) -> int:
-    margin = _margin_px(network, multiscale) if request.blend == "exact" else None
+    margin = margin_px(network, multiscale) if request.blend == "exact" else None
     wanted = OVERLAP_PX if margin is None else 2 * margin
     return math.ceil(wanted / unit) * unit
 
@@ -153,9 +153,3 @@ def _window(
     cost = {px: coverage(shape, window_px=px, overlap_px=overlap_px) for px in range(low, high + 1, unit)}
     cheapest = min(cost.values())
     return max(px for px, times in cost.items() if times <= _NEARLY * cheapest)
-
-
-def _margin_px(network: NetworkSpec, multiscale: MultiScaleSpec) -> int | None:
-    from pipeline.network.receptive_field import margin_px  # noqa: PLC0415  (imports torch)
-
-    return margin_px(network, multiscale)

@@ -11,6 +11,7 @@ from pipeline.blend import check_grid
 from pipeline.crf.backends import backend
 from pipeline.errors import SourceError, SpecError
 from pipeline.grid import LARGEST_BLOCK_PX
+from pipeline.network.footprint import margin_px
 from pipeline.network.model_file import file_sha256, read_model_spec
 from pipeline.network.models import DEFAULT_MODEL, find_model, resolve_model
 from pipeline.network.scales import check_scales
@@ -224,11 +225,7 @@ def _smaller(
 
 
 def _check_grid(grid: GridSpec, network: NetworkSpec, multiscale: MultiScaleSpec) -> None:
-    margin = None
-    if grid.blend == "exact":
-        from pipeline.network.receptive_field import margin_px  # noqa: PLC0415  (imports torch)
-
-        margin = margin_px(network, multiscale)
+    margin = margin_px(network, multiscale) if grid.blend == "exact" else None
     check_grid(grid, output_stride=network.output_stride, margin_px=margin, alignment=network.alignment)
     check_scales(
         multiscale,

@@ -1,4 +1,4 @@
-"""What does a network cost? Parameters and memory, counted by `pipeline.network.counting` once and kept for the next process."""
+"""What does a network cost, and how far does it see? Worked out by `counting` and `receptive_field` once, and kept for the next process."""
 
 from __future__ import annotations
 
@@ -48,6 +48,19 @@ def parameter_bytes(spec: NetworkSpec) -> int:
 def largest_kernel_bytes(spec: NetworkSpec) -> int:
     """Return the size of the largest parameter in float32, bytes: the convolution library makes a reordered copy of one at a time."""
     return 4 * _parameters(spec)[1]
+
+
+@cache
+def margin_px(spec: NetworkSpec, multiscale: MultiScaleSpec) -> int | None:
+    """Return how far around an output pixel inputs matter, px: `pipeline.network.receptive_field.margin_px`."""
+
+    def follow() -> int | None:
+        from pipeline.network import receptive_field  # noqa: PLC0415  (imports torch)
+
+        return receptive_field.margin_px(spec, multiscale)
+
+    found: int | None = kept("margin in px", [spec.to_dict(), multiscale.to_dict()], follow)
+    return found
 
 
 @cache

@@ -6,10 +6,11 @@ from factories import tiny_model_spec
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from pipeline.network import counting, footprint
+from pipeline.network import counting, footprint, receptive_field
 from pipeline.network.counting import PeakBytes, peak_bytes
 from pipeline.network.deeplab import build_network
 from pipeline.network.footprint import largest_kernel_bytes, parameter_bytes, peak_activation_bytes
+from pipeline.network.receptive_field import margin_px as receptive_margin
 from pipeline.network.spec import MultiScaleSpec
 
 SPEC = tiny_model_spec(n_classes=3).network
@@ -92,16 +93,27 @@ def test_large_windows_are_proportional_to_a_small_one(scales):
     )
 
 
+def asked():
+    """Return all that is kept, of one network."""
+    costs = peak_activation_bytes(SPEC, window_px=64), parameter_bytes(SPEC), largest_kernel_bytes(SPEC)
+    seen = [footprint.margin_px(spec, MultiScaleSpec()) for spec in (SPEC, tiny_model_spec(image_pooling="window").network)]
+    assert seen == [receptive_margin(SPEC), None]
+    return costs, seen
+
+
 def test_what_is_counted_is_kept_for_the_next_process(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     footprint._peak.cache_clear()
     footprint._parameters.cache_clear()
-    counted = peak_activation_bytes(SPEC, window_px=64), parameter_bytes(SPEC), largest_kernel_bytes(SPEC)
+    footprint.margin_px.cache_clear()
+    counted = asked()
     footprint._peak.cache_clear()
     footprint._parameters.cache_clear()
+    footprint.margin_px.cache_clear()
+    monkeypatch.setattr(receptive_field, "margin_px", None)
     monkeypatch.setattr(counting, "peak_bytes", None)
     monkeypatch.setattr(counting, "parameter_sizes", None)
-    assert (peak_activation_bytes(SPEC, window_px=64), parameter_bytes(SPEC), largest_kernel_bytes(SPEC)) == counted
+    assert asked() == counted
 
 
 def test_output_stride_8_takes_more():

@@ -96,7 +96,7 @@ def test_exact_is_refused_where_the_window_is_too_small(raster, request_for):
 
 
 def test_exact_is_refused_for_a_model_that_pools_over_its_window(raster, request_for, monkeypatch):
-    monkeypatch.setattr("pipeline.network.receptive_field.margin_px", lambda *_: None)
+    monkeypatch.setattr("workflows.prepare.margin_px", lambda *_: None)
     grid = GridRequest(window_px=64, block_px=64, blend="exact")
     with pytest.raises(SpecError, match="image-level pooling"):
         prepare(request_for(raster(), grid=grid))
