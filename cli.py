@@ -775,9 +775,9 @@ def _execution(options: dict[str, Any]) -> Execution:
 def _workers_begun(options: dict[str, Any], n_pixels: int) -> Iterator[EarlyWorkers | None]:
     """Begin the workers of a large job; None for another one, whose blocks may be this process's own work."""
     from workflows.fork_server import begin  # noqa: PLC0415
-    from workflows.scene_size import is_large  # noqa: PLC0415
+    from workflows.scene_size import wants_workers  # noqa: PLC0415
 
-    if options["cluster"] == "local" and not options["scheduler"] and is_large(n_pixels):
+    if wants_workers(cluster=options["cluster"], scheduler=options["scheduler"], n_pixels=n_pixels):
         begin()
     from workflows.local_workers import started_early  # noqa: PLC0415  (dask takes half a second to import)
 

@@ -25,7 +25,7 @@ from pipeline.engine.choose import may_have_cuda
 from pipeline.errors import MissingDependencyError, SpecError
 from pipeline.grid import BLOCKS_AT_ONCE, BLOCKS_AT_ONCE_CUDA
 from workflows.fork_server import ENVIRONMENT, start_method
-from workflows.scene_size import is_large
+from workflows.scene_size import wants_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,7 +173,7 @@ class EarlyWorkers:
 @contextmanager
 def started_early(spec: ClusterSpec, *, n_pixels: int) -> Iterator[EarlyWorkers | None]:
     """Start the workers of a large job before its plan is made; None where it has a cluster of others, or is small."""
-    if spec.cluster != "local" or spec.scheduler is not None or not is_large(n_pixels):
+    if not wants_workers(cluster=spec.cluster, scheduler=spec.scheduler, n_pixels=n_pixels):
         yield None
         return
     with closing(EarlyWorkers(spec)) as early:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def is_large(n_pixels: int) -> bool:
-    """Tell whether a scene of so many pixels has more than one block, whatever the model."""
-    return n_pixels > LARGEST_BLOCK_PX**2
+def wants_workers(*, cluster: str, scheduler: str | None, n_pixels: int) -> bool:
+    """Tell whether a job starts workers of its own here, whatever the model: its scene has more pixels than one block may have."""
+    return cluster == "local" and scheduler is None and n_pixels > LARGEST_BLOCK_PX**2
 
 
 def count_pixels(scene: str) -> int:
