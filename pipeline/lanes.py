@@ -1,8 +1,11 @@
-"""How does compiled code work on eight numbers at a time? In one vector register.
+"""How does compiled code work on several numbers at a time? In one vector register.
 
 numba has no vector type, and leaves it to chance whether a loop becomes vector instructions; the mean field (over the classes of a pixel)
-and the blending (over the pixels of a row) spend all their time in such loops. So this module gives it one: eight float32 values that are
+and the blending (over the pixels of a row) spend all their time in such loops. So this module gives it one: float32 values that are
 loaded, multiplied and stored at once. LLVM turns it into what the processor has (AVX, two halves of SSE or NEON).
+
+There are eight of them, or as many as a tuple has members that `load`, `load_half` and `broadcast` are given: compiled code knows the
+length of a tuple, and nothing else of it is used.
 """
 
 from __future__ import annotations
@@ -25,40 +28,45 @@ if TYPE_CHECKING:
 LOWEST = -60.0
 """exp of less is 0: numbers so small that a product of two of them is denormal are slow."""
 
-_VECTOR = ir.VectorType(ir.FloatType(), N_LANES)
-_HALVES = ir.VectorType(ir.HalfType(), N_LANES)
-_INTEGERS = ir.VectorType(ir.IntType(32), N_LANES)
-
 
 class LanesType(types.Type):  # type: ignore[misc]  # numba has no types
-    """The numba type of eight float32 values in one register."""
+    """The numba type of ``n`` float32 values in one register."""
 
-    def __init__(self) -> None:
-        super().__init__(name="lanes8")
-
-
-lanes = LanesType()
+    def __init__(self, n: int) -> None:
+        super().__init__(name=f"lanes{n}")
+        self.n = n
 
 
 @register_model(LanesType)
 class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _VECTOR)
+        super().__init__(manager, kind, _vector(kind))
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, start: Any, *, kind: Any = _VECTOR) -> Any:
+def _vector(lanes: Any, of: Any = None) -> Any:
+    """Return what LLVM calls them, or as many of another type."""
+    return ir.VectorType(of or ir.FloatType(), lanes.n)
+
+
+def _lanes_like(like: Any) -> LanesType:
+    """Return as many lanes as the tuple that was given has members; eight where none was."""
+    return LanesType(N_LANES if like is None else like.count)
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, start: Any, kind: Any) -> Any:
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [start]), kind.as_pointer())
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def load(_typing: Any, array: Any, _start: Any) -> Any:
-    """Return ``array[start : start + 8]`` of a contiguous float32 array."""
+def load(_typing: Any, array: Any, _start: Any, like: Any = None) -> Any:
+    """Return ``array[start : start + n]`` of a contiguous float32 array."""
+    lanes = _lanes_like(like)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(_pointer(context, builder, signature.args[0], *args), align=4)
+        return builder.load(_pointer(context, builder, signature.args[0], args[0], args[1], _vector(lanes)), align=4)
 
-    return lanes(array, types.intp), generate
+    return lanes(array, types.intp, types.none if like is None else like), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -80,53 +88,59 @@ def prefetch(_typing: Any, array: Any, _index: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def store(_typing: Any, array: Any, _start: Any, value: Any) -> Any:
-    """Set ``array[start : start + 8]`` of a contiguous float32 array."""
+    """Set ``array[start : start + n]`` of a contiguous float32 array."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[2], _pointer(context, builder, signature.args[0], *args[:2]), align=4)
+        builder.store(args[2], _pointer(context, builder, signature.args[0], args[0], args[1], args[2].type), align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def load_half(_typing: Any, array: Any, _start: Any) -> Any:
-    """Return ``array[start : start + 8]`` of a contiguous array of float16 (typed int16), as float32."""
+def load_half(_typing: Any, array: Any, _start: Any, like: Any = None) -> Any:
+    """Return ``array[start : start + n]`` of a contiguous array of float16 (typed int16), as float32."""
+    lanes = _lanes_like(like)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fpext(builder.load(_pointer(context, builder, signature.args[0], *args, kind=_HALVES), align=2), _VECTOR)
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1], _vector(lanes, ir.HalfType()))
+        return builder.fpext(builder.load(pointer, align=2), _vector(lanes))
 
-    return lanes(array, types.intp), generate
+    return lanes(array, types.intp, types.none if like is None else like), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def store_half(_typing: Any, array: Any, _start: Any, value: Any) -> Any:
-    """Set ``array[start : start + 8]`` of a contiguous array of float16 (typed int16), rounding."""
+    """Set ``array[start : start + n]`` of a contiguous array of float16 (typed int16), rounding."""
+    kind = _vector(value, ir.HalfType())
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        halves = builder.fptrunc(args[2], _HALVES)
-        builder.store(halves, _pointer(context, builder, signature.args[0], *args[:2], kind=_HALVES), align=2)
+        halves = builder.fptrunc(args[2], kind)
+        builder.store(halves, _pointer(context, builder, signature.args[0], args[0], args[1], kind), align=2)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def broadcast(_typing: Any, _value: Any) -> Any:
-    """Return eight times the same number."""
+def broadcast(_typing: Any, _value: Any, like: Any = None) -> Any:
+    """Return n times the same number."""
+    lanes = _lanes_like(like)
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return _splat(builder, args[0])
+        return _splat(builder, args[0], _vector(lanes))
 
-    return lanes(types.float32), generate
+    return lanes(types.float32, types.none if like is None else like), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def ramp(_typing: Any, _value: Any) -> Any:
     """Return value, value + 1, ... value + 7."""
+    lanes = _lanes_like(None)
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.fadd(_splat(builder, args[0]), ir.Constant(_VECTOR, [float(lane) for lane in range(N_LANES)]))
+        kind = _vector(lanes)
+        return builder.fadd(_splat(builder, args[0], kind), ir.Constant(kind, [float(lane) for lane in range(lanes.n)]))
 
     return lanes(types.float32), generate
 
@@ -138,7 +152,7 @@ def multiply_add(_typing: Any, a: Any, b: Any, c: Any) -> Any:
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return _fma(builder, *args)
 
-    return lanes(a, b, c), generate
+    return a(a, b, c), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -147,26 +161,28 @@ def exponential(_typing: Any, value: Any) -> Any:
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         def number(constant: float) -> Any:
-            return ir.Constant(_VECTOR, [constant] * N_LANES)
+            return ir.Constant(args[0].type, [constant] * value.n)
+
+        integers = _vector(value, ir.IntType(32))
 
         x = _larger(builder, args[0], number(LOWEST))
-        n = _call(builder, "llvm.rint.v8f32", builder.fmul(x, number(1.44269504088896341)))
+        n = _call(builder, "rint", builder.fmul(x, number(1.44269504088896341)))
         rest = _fma(builder, n, number(-0.693359375), x)
         rest = _fma(builder, n, number(2.12194440e-4), rest)
         p = number(1.9875691500e-4)
         for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
             p = _fma(builder, p, rest, number(coefficient))
         p = _fma(builder, builder.fmul(rest, rest), p, builder.fadd(rest, number(1.0)))
-        bits = builder.add(builder.fptosi(n, _INTEGERS), ir.Constant(_INTEGERS, [127] * N_LANES))
-        power = builder.bitcast(builder.shl(bits, ir.Constant(_INTEGERS, [23] * N_LANES)), _VECTOR)
+        bits = builder.add(builder.fptosi(n, integers), ir.Constant(integers, [127] * value.n))
+        power = builder.bitcast(builder.shl(bits, ir.Constant(integers, [23] * value.n)), args[0].type)
         return builder.select(builder.fcmp_ordered(">", args[0], number(LOWEST)), builder.fmul(p, power), number(0.0))
 
-    return lanes(value), generate
+    return value(value), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def largest(_typing: Any, value: Any) -> Any:
-    """Return the largest of the eight."""
+    """Return the largest of them."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return _fold(builder, args[0], lambda a, b: _larger(builder, a, b))
@@ -176,7 +192,7 @@ def largest(_typing: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def total(_typing: Any, value: Any) -> Any:
-    """Return the sum of the eight, always added in the same order."""
+    """Return the sum of them, always added in the same order."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return _fold(builder, args[0], builder.fadd)
@@ -187,37 +203,37 @@ def total(_typing: Any, value: Any) -> Any:
 @intrinsic  # type: ignore[untyped-decorator]
 def add(_typing: Any, a: Any, b: Any) -> Any:
     """Return a + b."""
-    return lanes(a, b), lambda _context, builder, _signature, args: builder.fadd(*args)
+    return a(a, b), lambda _context, builder, _signature, args: builder.fadd(*args)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def subtract(_typing: Any, a: Any, b: Any) -> Any:
     """Return a - b."""
-    return lanes(a, b), lambda _context, builder, _signature, args: builder.fsub(*args)
+    return a(a, b), lambda _context, builder, _signature, args: builder.fsub(*args)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def multiply(_typing: Any, a: Any, b: Any) -> Any:
     """Return a * b."""
-    return lanes(a, b), lambda _context, builder, _signature, args: builder.fmul(*args)
+    return a(a, b), lambda _context, builder, _signature, args: builder.fmul(*args)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def maximum(_typing: Any, a: Any, b: Any) -> Any:
     """Return the larger of each pair."""
-    return lanes(a, b), lambda _context, builder, _signature, args: _larger(builder, *args)
+    return a(a, b), lambda _context, builder, _signature, args: _larger(builder, *args)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def magnitude(_typing: Any, value: Any) -> Any:
     """Return the absolute values."""
-    return lanes(value), lambda _context, builder, _signature, args: _call(builder, "llvm.fabs.v8f32", *args)
+    return value(value), lambda _context, builder, _signature, args: _call(builder, "fabs", *args)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def round_down(_typing: Any, value: Any) -> Any:
     """Return the largest integers that are not above the values."""
-    return lanes(value), lambda _context, builder, _signature, args: _call(builder, "llvm.floor.v8f32", *args)
+    return value(value), lambda _context, builder, _signature, args: _call(builder, "floor", *args)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -225,15 +241,19 @@ def less(_typing: Any, a: Any, b: Any) -> Any:
     """Return 1 where a < b, else 0."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        one, zero = (ir.Constant(_VECTOR, [number] * N_LANES) for number in (1.0, 0.0))
+        one, zero = (ir.Constant(_vector(a), [number] * a.n) for number in (1.0, 0.0))
         return builder.select(builder.fcmp_ordered("<", *args), one, zero)
 
-    return lanes(a, b), generate
+    return a(a, b), generate
 
 
-def _splat(builder: Any, scalar: Any) -> Any:
-    first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, first, ir.Constant(_INTEGERS, [0] * N_LANES))
+def _splat(builder: Any, scalar: Any, kind: Any) -> Any:
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, first, _positions([0] * kind.count))
+
+
+def _positions(lanes: list[int]) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
 
 
 def _larger(builder: Any, a: Any, b: Any) -> Any:
@@ -241,20 +261,22 @@ def _larger(builder: Any, a: Any, b: Any) -> Any:
 
 
 def _fma(builder: Any, *args: Any) -> Any:
-    return _call(builder, "llvm.fma.v8f32", *args)
+    return _call(builder, "fma", *args)
 
 
 def _call(builder: Any, name: str, *args: Any) -> Any:
     """Call an LLVM intrinsic on whole vectors."""
-    kind = ir.FunctionType(_VECTOR, [_VECTOR] * len(args))
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+    kind = args[0].type
+    function = ir.FunctionType(kind, [kind] * len(args))
+    return builder.call(cgutils.get_or_insert_function(builder.module, function, f"llvm.{name}.v{kind.count}f32"), args)
 
 
 def _fold(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
     """Combine halves until one number is left."""
-    width = N_LANES // 2
+    n = vector.type.count
+    width = n // 2
     while width:
-        swap = ir.Constant(_INTEGERS, [(lane + width) % N_LANES for lane in range(N_LANES)])
+        swap = _positions([(lane + width) % n for lane in range(n)])
         vector = combine(vector, builder.shuffle_vector(vector, vector, swap))
         width //= 2
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Blend = Literal["taper", "exact"]
 
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
 """Raised by hand whenever the same settings would give other bytes; a resume across two versions is refused."""
 
 

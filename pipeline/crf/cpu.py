@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.lane_count import N_LANES
+from pipeline.lane_count import class_groups
 from pipeline.window import Window
 
 if TYPE_CHECKING:
@@ -30,8 +30,10 @@ def tile_bytes(n_pixels: int, *, n_classes: int, n_bands: int) -> int:
 
     Exact but for the vertices: imagery has 1.2 of them a pixel at theta_beta 3 and 0.1 at 13, pure noise up to d + 1.
     """
-    lanes, corners = -(-n_classes // N_LANES) * N_LANES, n_bands + 3
-    pixel = 2 * lanes + 2 * 2 * lanes + 8 * corners + 6  # log P, states before and after, corners, norm and what rests
+    groups, corners = class_groups(n_classes), n_bands + 3
+    lanes = len(groups) * len(groups[0])
+    # log P, states before and after, corners, the last class, norm and what rests
+    pixel = 2 * lanes + 2 * 2 * lanes + 8 * corners + 8 + 6
     vertex = (4 + 2) * lanes + 4 * corners + _LOOKUP_BYTES  # splatted and sliced, chains, keys
     return int(n_pixels * (pixel + VERTICES_PER_PIXEL * vertex))
 

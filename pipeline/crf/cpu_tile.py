@@ -18,10 +18,10 @@ import numpy as np
 from pipeline.crf import mean_field
 from pipeline.crf.energy import MIN_PROBABILITY
 from pipeline.crf.lattice import Lattice, embed, unembedded
-from pipeline.crf.norms import normalise_weights, smoothness_norm
+from pipeline.crf.norms import normalise_weights, smoothness_norm, visited, whole_messages
 from pipeline.crf.smoothness import taps
 from pipeline.crf.vertices import N_CHUNKS
-from pipeline.lane_count import N_LANES
+from pipeline.lane_count import N_LANES, class_groups
 from pipeline.window import Window
 
 if TYPE_CHECKING:
@@ -31,9 +31,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.crf.energy import CrfSpec
+    from pipeline.crf.lattice import Part
+    from pipeline.lane_count import Groups
 
 LONGEST_REST = 4
 """For how many steps at most a pixel rests that hardly changes."""
+_UNSEEN = 2.0**-12
+"""To so much float16 rounds a marginal, the type of states: a pixel that changes by less rests, whatever was asked for."""
 
 
 class CpuTile:
@@ -49,12 +53,11 @@ class CpuTile:
         pool: Executor,
     ) -> None:
         self._probabilities, self._valid, self._spec, self._pool = probabilities, valid, spec, pool
-        n_groups = -(-len(probabilities) // N_LANES)
-        self._groups = (0,) * n_groups
-        self._row = n_groups * N_LANES
+        self._groups = class_groups(len(probabilities))
+        self._row = len(self._groups) * len(self._groups[0])
         stencil = taps(spec.theta_gamma) if spec.w_smoothness > 0 else np.ones(1, np.float32)
         self._rim = len(stencil) // 2
-        norm = smoothness_norm(valid, stencil)
+        norm = smoothness_norm(valid, stencil, pool)
         self._lattice = self._embed(guide, norm, offset_px)
         self._corners = (0,) * self._lattice.n_corners
         self._kernels = mean_field.Kernels(
@@ -63,16 +66,18 @@ class CpuTile:
             taps=stencil,
             w_appearance=np.float32(spec.w_appearance * self._lattice.scale),
             w_smoothness=np.float32(spec.w_smoothness),
-            costs=self._costs(),
-            rest_below=np.float32(spec.stop_below),
+            **self._costs(),
+            rest_below=np.float32(max(spec.stop_below, _UNSEEN)),
             longest_rest=np.uint8(LONGEST_REST),
         )
-        self._parts = list(pool.map(self._part, range(len(self._lattice.parts))))
+        self._parts = list(pool.map(self._part, self._lattice.parts, whole_messages(self._lattice, self._kernels, pool)))
 
     def refine(self, core: Window) -> NDArray[np.float32]:
         """Run the steps and return the marginals: after the last one, nobody looks at pixels outside ``core``, and they stay behind."""
         height, width = self._valid.shape
-        n_states = (height + 2 * self._rim) * (width + 2 * self._rim) * self._row
+        n_states = (height + 2 * self._rim) * (
+            width + 2 * self._rim
+        ) * self._row + N_LANES  # whole vectors may reach past the last
         before, after = np.zeros(n_states, np.int16), np.zeros(n_states, np.int16)
         splatted = np.zeros(self._lattice.n_rows * self._row, np.float32)
         sliced = np.empty(self._lattice.n_rows * self._row, np.int16)
@@ -82,7 +87,7 @@ class CpuTile:
             if not step.last:
                 self._blur(splatted, sliced)
         del after, splatted, sliced  # room for what is returned
-        return self._marginals(before)
+        return self._marginals(before, core)
 
     def _steps(self, core: Window) -> list[mean_field.Step]:
         n_steps = self._spec.n_steps
@@ -103,23 +108,25 @@ class CpuTile:
         normalise_weights(lattice, self._valid, norm, self._pool)
         return lattice
 
-    def _costs(self) -> NDArray[np.float32]:
-        """Return the compatibility matrix as rows of lanes: (classes x lanes,); empty for Potts."""
+    def _costs(self) -> dict[str, NDArray[np.float32]]:
+        """Return the compatibility matrix as `Kernels` has it: rows of lanes, and what the last class costs; empty for Potts."""
         if self._spec.compatibility is None:
-            return np.empty(0, np.float32)
-        costs = np.zeros((len(self._probabilities), self._row), np.float32)
-        costs[:, : len(self._probabilities)] = np.transpose(self._spec.compatibility)
-        return costs.ravel()
+            return {"costs": np.empty(0, np.float32), "costs_of_last": np.empty(0, np.float32)}
+        matrix = np.transpose(np.asarray(self._spec.compatibility, np.float32))
+        costs = np.zeros((len(matrix), self._row), np.float32)
+        costs[:, : len(matrix) - 1] = matrix[:, :-1]
+        return {"costs": costs.ravel(), "costs_of_last": matrix[:, -1].copy()}
 
-    def _part(self, index: int) -> mean_field.PartPixels:
-        part = self._lattice.parts[index]
+    def _part(self, part: Part, whole: NDArray[np.float32]) -> mean_field.PartPixels:
         rows = slice(*part.rows)
+        valid = self._valid[rows]
         log = np.log(np.clip(self._probabilities[:, rows], MIN_PROBABILITY, 1.0))
-        unary = mean_field.visit(
-            log.astype(np.float16).view(np.int16), self._valid[rows], self._row, mean_field.NO_CLASS.view(np.int16)
+        others = log[:-1].astype(np.float16).view(np.int16)
+        unary = mean_field.visit(others, valid, self._row, mean_field.NO_CLASS.view(np.int16))
+        rests = np.zeros(len(whole), np.uint8)
+        return mean_field.PartPixels(
+            *part.rows, part.vertex, part.weight, unary, visited(log[-1], valid), whole, rests, rests.copy()
         )
-        rests = np.zeros(len(unary) // self._row, np.uint8)
-        return mean_field.PartPixels(*part.rows, part.vertex, part.weight, unary, rests, rests.copy())
 
     def _update(self, values: mean_field.Values, step: mean_field.Step) -> None:
         def work(i: int) -> None:
@@ -139,12 +146,15 @@ class CpuTile:
             self._each(partial(_blur_chunk, sliced, runs, starts.tolist(), groups), N_CHUNKS)
         self._each(lambda i: mean_field.spread(sliced, *copies, chunks[i], chunks[i + 1], groups), N_CHUNKS)
 
-    def _marginals(self, states: NDArray[np.int16]) -> NDArray[np.float32]:
+    def _marginals(self, states: NDArray[np.int16], core: Window) -> NDArray[np.float32]:
         refined = self._probabilities.copy()
-        self._each(
-            lambda i: mean_field.marginals(states, self._kernels, self._lattice.parts[i].rows, self._groups, refined),
-            len(self._lattice.parts),
-        )
+        columns = (core.col_off, core.col_end)
+
+        def work(part: Part) -> None:
+            rows = (max(part.rows[0], core.row_off), min(part.rows[1], core.row_end))
+            mean_field.marginals(states, self._kernels, rows, columns, self._groups, refined)
+
+        list(self._pool.map(work, self._lattice.parts))
         return refined
 
     def _each(self, work: Callable[[int], object], n: int) -> None:
@@ -152,5 +162,5 @@ class CpuTile:
         list(self._pool.map(work, range(n)))
 
 
-def _blur_chunk(sliced: NDArray[np.int16], runs: NDArray[np.int32], ends: list[int], groups: tuple[int, ...], chunk: int) -> None:
+def _blur_chunk(sliced: NDArray[np.int16], runs: NDArray[np.int32], ends: list[int], groups: Groups, chunk: int) -> None:
     mean_field.blur(sliced, runs, ends[chunk], ends[chunk + 1], groups)

@@ -121,9 +121,9 @@ def embed(
     shift = np.array(phase(offset_px, theta_px=theta_px, n_features=len(scale)), np.float32)
     origin, radix = _key_layout(guide, valid.shape, scale, shift)
     flat = np.append(guide, np.zeros(N_LANES, np.float32))  # eight pixels at once may reach past the last
-    strips = _strips(valid.shape[0])
+    rows_of_parts = strips(valid.shape[0])
     embedded = list(
-        pool.map(lambda strip: _embed_part(flat, valid, strip[0], strip[1], shift, scale, origin, radix, corners), strips)
+        pool.map(lambda strip: _embed_part(flat, valid, strip[0], strip[1], shift, scale, origin, radix, corners), rows_of_parts)
     )
     vertices = merge(np.concatenate([own for _, _, own in embedded]), radix, pool)
     rows, copied, copy_chunks = _rows(vertices.numbers, vertices.n_vertices)
@@ -132,7 +132,7 @@ def embed(
     return Lattice(
         n_corners=len(corners),
         parts=tuple(
-            Part(rows=strip, vertex=ids, weight=weight) for strip, (ids, weight, _) in zip(strips, embedded, strict=True)
+            Part(rows=strip, vertex=ids, weight=weight) for strip, (ids, weight, _) in zip(rows_of_parts, embedded, strict=True)
         ),
         n_vertices=vertices.n_vertices,
         copied=copied,
@@ -146,7 +146,7 @@ def unembedded(valid: NDArray[np.bool_]) -> Lattice:
     nothing = np.empty(0, np.int32)
     return Lattice(
         n_corners=0,
-        parts=tuple(Part(rows=strip, vertex=nothing, weight=np.empty(0, np.float32)) for strip in _strips(valid.shape[0])),
+        parts=tuple(Part(rows=strip, vertex=nothing, weight=np.empty(0, np.float32)) for strip in strips(valid.shape[0])),
         n_vertices=0,
         copied=nothing,
         copy_chunks=np.zeros(N_CHUNKS + 1, np.int64),
@@ -154,7 +154,7 @@ def unembedded(valid: NDArray[np.bool_]) -> Lattice:
     )
 
 
-def _strips(height: int) -> list[tuple[int, int]]:
+def strips(height: int) -> list[tuple[int, int]]:
     """Cut rows into parts of nearly one height: first row, and the row after the last, of each."""
     wanted = -(-height // PART_PX)
     n_parts = min(-(-wanted // _TOGETHER) * _TOGETHER, height)

@@ -5,8 +5,11 @@ as wide as that kernel. In a step every pixel reads the smoothed states around i
 marginals, and adds the change of its state to its corners: slice, softmax and splat in one pass, so that rows and weights are loaded
 once. Weights are scaled beforehand, so that both kernels are normalised by the same factor.
 
-One row has all classes of a pixel or vertex, in groups of eight lanes; lanes without a class stay 0. What goes through memory in every step
-is kept in float16, for which numba has no type: as int16.
+One row has all classes but the last of a pixel or vertex, in groups of lanes; lanes without a class stay 0. The last needs no lane: marginals
+add up to 1, so what the kernels bring of it is what they bring of all classes together, which never changes, less the others. With five
+classes a row is half as long for it. What goes through memory in every step is kept in float16, for which numba has no type: as int16.
+
+``groups`` has a tuple for each group of lanes, of as many members as the group has lanes: compiled code knows the lengths of tuples.
 """
 
 from __future__ import annotations
@@ -42,11 +45,15 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
+    from pipeline.lane_count import Groups
+
 
 _PIXELS_AHEAD = 64
 """The corners of so many pixels further on are under way to the cache when a pixel is scored."""
 NO_CLASS = np.float16(-60000)
 """Score of a lane without a class."""
+_FAR = float32(20.0)
+"""A class whose score is by so much lower than another's has no share that float32 could hold."""
 
 
 class PartPixels(NamedTuple):
@@ -60,6 +67,10 @@ class PartPixels(NamedTuple):
     """(pixels x corners,): weights, normalised."""
     unary: NDArray[np.int16]
     """(pixels x lanes,): log P in float16; far below 0 in lanes without a class."""
+    last: NDArray[np.float32]
+    """(pixels,): log P of the last class."""
+    whole: NDArray[np.float32]
+    """(pixels,): what both kernels bring of all classes together."""
     rests: NDArray[np.uint8]
     """(pixels,): for how many more steps the pixel is left as it is."""
     calm: NDArray[np.uint8]
@@ -79,6 +90,8 @@ class Kernels(NamedTuple):
     w_smoothness: np.float32
     costs: NDArray[np.float32]
     """(classes x lanes,): cost of a class beside each; empty for Potts."""
+    costs_of_last: NDArray[np.float32]
+    """(classes,): cost of a class beside the last; empty for Potts."""
     rest_below: np.float32
     """A pixel whose state changed by less rests; 0: none does."""
     longest_rest: np.uint8
@@ -120,27 +133,28 @@ class Run(NamedTuple):
     """Which pixels of the part they are."""
     scores: NDArray[np.float32]
     """(pixels x lanes,): their scores, then the changes of their states."""
+    last: NDArray[np.float32]
+    """(pixels,): scores of the last class."""
     smoothed: NDArray[np.float32]
-    """((run + rim) x lanes,): states of the run's columns, smoothed along the columns."""
+    """((run + rim) x lanes,): states of the run's columns, smoothed along the columns, then also along the row."""
 
 
 @compiled
-def update(
-    part: PartPixels, kernels: Kernels, values: Values, step: Step, corners: tuple[int, ...], groups: tuple[int, ...]
-) -> None:
+def update(part: PartPixels, kernels: Kernels, values: Values, step: Step, corners: tuple[int, ...], groups: Groups) -> None:
     """Move the pixels of a part that the step moves and that are not at rest.
 
     One run of a row at a time, in short loops rather than one long one, so that the processor works on several pixels at once.
     """
-    row = len(groups) * N_LANES
+    row = len(groups) * len(groups[0])
     width = kernels.valid.shape[1]
     rim = len(kernels.taps) // 2
     pitch = (width + 2 * rim) * row
     run = Run(
         np.empty(PART_PX, np.int64),
         np.empty(PART_PX, np.int64),
-        np.empty(PART_PX * row, np.float32),
-        np.empty((PART_PX + 2 * rim) * row, np.float32),
+        np.empty(PART_PX * row + N_LANES, np.float32),
+        np.empty(PART_PX, np.float32),
+        np.empty((PART_PX + 2 * rim) * row + N_LANES, np.float32),
     )
     pixel = 0
     for cell in range(0, width, PART_PX):
@@ -153,9 +167,9 @@ def update(
             start = y * pitch + cell * row
             norms = kernels.norm[y, cell:stop]
             if step.first:
-                _score_alone(part.unary, run, n, groups)
+                _score_alone(part, run, n, groups)
             else:
-                _smooth_columns(values.before, start, pitch, (stop - cell + 2 * rim) * row, kernels.taps, run.smoothed)
+                _smooth(values.before, start, pitch, row, (stop - cell) * row, kernels.taps, run.smoothed)
                 _score(part, kernels, values, run, n, norms, corners, groups)
             _settle(part, kernels, values, start + rim * (pitch + row), run, n, norms, groups)
             if not step.last:
@@ -188,23 +202,31 @@ def _active(
 
 
 @compiled
-def _smooth_columns(states: NDArray[np.int16], start: int, pitch: int, length: int, taps: Floats, smoothed: Floats) -> None:
-    """Sum a run of states and those above and below it."""
-    for lane in range(0, length, N_LANES):
+def _smooth(states: NDArray[np.int16], start: int, pitch: int, row: int, length: int, taps: Floats, smoothed: Floats) -> None:
+    """Sum a run of states and those above and below it, and then each of these sums and those beside it."""
+    rim = len(taps) // 2
+    for lane in range(0, length + 2 * rim * row, N_LANES):
         at = start + lane
         value = multiply(load_half(states, at), broadcast(taps[0]))
         for tap in range(1, len(taps)):
             value = multiply_add(load_half(states, at + tap * pitch), broadcast(taps[tap]), value)
         store(smoothed, lane, value)
+    for lane in range(0, length, N_LANES):
+        value = multiply(load(smoothed, lane), broadcast(taps[0]))
+        for tap in range(1, len(taps)):
+            value = multiply_add(load(smoothed, lane + tap * row), broadcast(taps[tap]), value)
+        store(smoothed, lane, value)
 
 
 @compiled
-def _score_alone(unary: NDArray[np.int16], run: Run, n: int, groups: tuple[int, ...]) -> None:
+def _score_alone(part: PartPixels, run: Run, n: int, groups: Groups) -> None:
     """Score every class by its log P."""
-    row = len(groups) * N_LANES
+    row = len(groups) * len(groups[0])
     for at in range(n):
-        for lane in range(0, row, N_LANES):
-            store(run.scores, at * row + lane, load_half(unary, run.pixels[at] * row + lane))
+        pixel = run.pixels[at]
+        run.last[at] = part.last[pixel]
+        for lane in range(0, row, len(groups[0])):
+            store(run.scores, at * row + lane, load_half(part.unary, pixel * row + lane, groups[0]))
 
 
 @compiled
@@ -216,51 +238,63 @@ def _score(
     n: int,
     norms: Floats,
     corners: tuple[int, ...],
-    groups: tuple[int, ...],
+    groups: Groups,
 ) -> None:
     """Score every class by its log P and by what both kernels bring from other pixels.
 
     Rows of corners are far apart, so they are asked for early: those to slice of a later pixel, and those to splat of this one.
     """
-    row = len(groups) * N_LANES
+    few, row = groups[0], len(groups) * len(groups[0])
     vertex, sliced, splatted = part.vertex, values.sliced, values.splatted
     ahead, last_corner = np.uintp(_PIXELS_AHEAD * len(corners)), np.uintp(len(vertex) - 1)
     for at in range(n):
         pixel, column = run.pixels[at], run.columns[at]
         norm = norms[column]
-        to_appearance, to_smoothness = broadcast(kernels.w_appearance * norm), broadcast(kernels.w_smoothness * norm)
+        to_appearance, to_smoothness = broadcast(kernels.w_appearance * norm, few), broadcast(kernels.w_smoothness * norm, few)
         first_corner = np.uintp(pixel * len(corners))
+        together = broadcast(float32(0.0), few)
         for group in range(len(groups)):
-            lane = group * N_LANES
-            smoothness, appearance = broadcast(float32(0.0)), broadcast(float32(0.0))
-            for tap in range(len(kernels.taps)):
-                beside = load(run.smoothed, (column + tap) * row + lane)
-                smoothness = multiply_add(beside, broadcast(kernels.taps[np.uintp(tap)]), smoothness)
+            lane = group * len(few)
+            appearance = broadcast(float32(0.0), few)
             for k in range(len(corners)):
                 corner = first_corner + np.uintp(k)
                 there = vertex[corner] * row + lane
                 prefetch(sliced, vertex[min(corner + ahead, last_corner)] * row + lane)
                 prefetch(splatted, there)
-                value = load_half(sliced, there)
-                appearance = multiply_add(value, broadcast(part.weight[corner]), appearance)
+                value = load_half(sliced, there, few)
+                appearance = multiply_add(value, broadcast(part.weight[corner], few), appearance)
+            smoothness = load(run.smoothed, column * row + lane, few)
             message = multiply_add(smoothness, to_smoothness, multiply(appearance, to_appearance))
+            together = add(together, message)
             if len(kernels.costs) == 0:
-                message = add(message, load_half(part.unary, pixel * row + lane))
+                message = add(message, load_half(part.unary, pixel * row + lane, few))
             store(run.scores, at * row + lane, message)
+        run.last[at] = part.whole[pixel] - total(together)
+        if len(kernels.costs) == 0:
+            run.last[at] += part.last[pixel]
     if len(kernels.costs):
-        _apply_costs(kernels.costs, part.unary, run, n, row)
+        _apply_costs(kernels, part, run, n, groups)
 
 
 @compiled
-def _apply_costs(costs: Floats, unary: NDArray[np.int16], run: Run, n: int, row: int) -> None:
+def _apply_costs(kernels: Kernels, part: PartPixels, run: Run, n: int, groups: Groups) -> None:
     """Turn messages into scores: log P less what the classes around cost."""
-    messages = np.empty(row, np.float32)
+    few, row = groups[0], len(groups) * len(groups[0])
+    costs, costs_of_last = kernels.costs, kernels.costs_of_last
+    n_others = len(costs_of_last) - 1
+    messages = np.empty(row + 1, np.float32)
     for at in range(n):
-        messages[:] = run.scores[at * row : (at + 1) * row]
-        for lane in range(0, row, N_LANES):
-            score = load_half(unary, run.pixels[at] * row + lane)
-            for other in range(len(costs) // row):
-                score = subtract(score, multiply(load(costs, other * row + lane), broadcast(messages[other])))
+        pixel = run.pixels[at]
+        messages[:row] = run.scores[at * row : (at + 1) * row]
+        messages[n_others] = run.last[at]
+        score_of_last = part.last[pixel]
+        for other in range(n_others + 1):
+            score_of_last -= costs_of_last[other] * messages[other]
+        run.last[at] = score_of_last
+        for lane in range(0, row, len(few)):
+            score = load_half(part.unary, pixel * row + lane, few)
+            for other in range(n_others + 1):
+                score = subtract(score, multiply(load(costs, other * row + lane, few), broadcast(messages[other], few)))
             store(run.scores, at * row + lane, score)
 
 
@@ -273,37 +307,46 @@ def _settle(
     run: Run,
     n: int,
     norms: Floats,
-    groups: tuple[int, ...],
+    groups: Groups,
 ) -> None:
     """Make the new states; leave their changes where the scores were, and let pixels rest whose change is small."""
-    row = len(groups) * N_LANES
+    few, row = groups[0], len(groups) * len(groups[0])
     # within the loop, every look at a member could count references, atomically
     rests, calm, before, after = part.rests, part.calm, values.before, values.after
-    all_scores, columns, pixels = run.scores, run.columns, run.pixels
+    all_scores, of_last, columns, pixels = run.scores, run.last, run.columns, run.pixels
     rest_below, longest_rest = kernels.rest_below, kernels.longest_rest
     for at in range(n):
-        scores, here = at * row, start + columns[at] * row
-        best = load(all_scores, scores)
+        scores, last = at * row, of_last[at]
+        best = load(all_scores, scores, few)
         for group in range(1, len(groups)):
-            best = maximum(best, load(all_scores, scores + group * N_LANES))
-        highest = broadcast(largest(best))
-        sums = broadcast(float32(0.0))
+            best = maximum(best, load(all_scores, scores + group * len(few), few))
+        # scores are compared with that of the last class, which is then exp(0), unless it has no share
+        highest = largest(best)
+        outdone = highest > last + _FAR
+        level = broadcast(highest if outdone else last, few)
+        of_last[at] = float32(0.0) if outdone else float32(1.0)
         for group in range(len(groups)):
-            likelihood = exponential(subtract(load(all_scores, scores + group * N_LANES), highest))
-            store(all_scores, scores + group * N_LANES, likelihood)
-            sums = add(sums, likelihood)
-        factor = broadcast(norms[columns[at]] / total(sums))
-        most = broadcast(float32(0.0))
+            lane = scores + group * len(few)
+            store(all_scores, lane, subtract(load(all_scores, lane, few), level))
+    for lane in range(0, n * row, N_LANES):
+        store(all_scores, lane, exponential(load(all_scores, lane)))
+    for at in range(n):
+        scores, here = at * row, start + columns[at] * row
+        sums = load(all_scores, scores, few)
+        for group in range(1, len(groups)):
+            sums = add(sums, load(all_scores, scores + group * len(few), few))
+        factor = broadcast(norms[columns[at]] / (total(sums) + of_last[at]), few)
+        most, together = broadcast(float32(0.0), few), broadcast(float32(0.0), few)
         for group in range(len(groups)):
-            lane = group * N_LANES
-            store_half(after, here + lane, multiply(load(all_scores, scores + lane), factor))
+            lane = group * len(few)
+            store_half(after, here + lane, multiply(load(all_scores, scores + lane, few), factor))
             # the change is that of what is kept, rounded, so that the corners always hold the sum of all states
-            change = subtract(load_half(after, here + lane), load_half(before, here + lane))
-            most = maximum(most, magnitude(change))
+            change = subtract(load_half(after, here + lane, few), load_half(before, here + lane, few))
+            most, together = maximum(most, magnitude(change)), add(together, change)
             store(all_scores, scores + lane, change)
         if rest_below > 0:
             pixel = pixels[at]
-            if largest(most) < rest_below:
+            if max(largest(most), abs(total(together))) < rest_below:
                 calm[pixel] = min(calm[pixel] + np.uint8(1), longest_rest)
                 rests[pixel] = calm[pixel]
             else:
@@ -318,27 +361,27 @@ def _splat(
     run: Run,
     n: int,
     corners: tuple[int, ...],
-    groups: tuple[int, ...],
+    groups: Groups,
 ) -> None:
     """Add the changes of pixels to their corners."""
-    row = len(groups) * N_LANES
+    few, row = groups[0], len(groups) * len(groups[0])
     for at in range(n):
         first_corner = np.uintp(run.pixels[at] * len(corners))
         for group in range(len(groups)):
-            lane = group * N_LANES
-            change = load(run.scores, at * row + lane)
+            lane = group * len(few)
+            change = load(run.scores, at * row + lane, few)
             for k in range(len(corners)):
                 corner = first_corner + np.uintp(k)
                 there = vertex[corner] * row + lane
-                store(splatted, there, multiply_add(change, broadcast(weight[corner]), load(splatted, there)))
+                store(splatted, there, multiply_add(change, broadcast(weight[corner], few), load(splatted, there, few)))
 
 
 @compiled
-def narrow(splatted: Floats, sliced: NDArray[np.int16], start: int, stop: int, groups: tuple[int, ...]) -> None:
+def narrow(splatted: Floats, sliced: NDArray[np.int16], start: int, stop: int, groups: Groups) -> None:
     """Take over the sums of some vertices, rounded to float16."""
-    row = len(groups) * N_LANES
-    for at in range(start * row, stop * row, N_LANES):
-        store_half(sliced, at, load(splatted, at))
+    few, row = groups[0], len(groups) * len(groups[0])
+    for at in range(start * row, stop * row, len(few)):
+        store_half(sliced, at, load(splatted, at, few))
 
 
 @compiled
@@ -349,25 +392,23 @@ def gather(
     n_vertices: int,
     start: int,
     stop: int,
-    groups: tuple[int, ...],
+    groups: Groups,
 ) -> None:
     """Add to the rows of vertices what their copies hold."""
-    row = len(groups) * N_LANES
+    few, row = groups[0], len(groups) * len(groups[0])
     for copy in range(start, stop):
-        for lane in range(0, row, N_LANES):
+        for lane in range(0, row, len(few)):
             at = copied[copy] * row + lane
-            store_half(sliced, at, add(load_half(sliced, at), load(splatted, (n_vertices + copy) * row + lane)))
+            store_half(sliced, at, add(load_half(sliced, at, few), load(splatted, (n_vertices + copy) * row + lane, few)))
 
 
 @compiled
-def spread(
-    sliced: NDArray[np.int16], copied: NDArray[np.int32], n_vertices: int, start: int, stop: int, groups: tuple[int, ...]
-) -> None:
+def spread(sliced: NDArray[np.int16], copied: NDArray[np.int32], n_vertices: int, start: int, stop: int, groups: Groups) -> None:
     """Give the copies what their vertices hold."""
-    row = len(groups) * N_LANES
+    few, row = groups[0], len(groups) * len(groups[0])
     for copy in range(start, stop):
-        for lane in range(0, row, N_LANES):
-            store_half(sliced, (n_vertices + copy) * row + lane, load_half(sliced, copied[copy] * row + lane))
+        for lane in range(0, row, len(few)):
+            store_half(sliced, (n_vertices + copy) * row + lane, load_half(sliced, copied[copy] * row + lane, few))
 
 
 @compiled
@@ -389,45 +430,46 @@ def visit(log: NDArray[np.int16], valid: NDArray[np.bool_], row: int, no_class: 
 
 @compiled
 def marginals(
-    states: NDArray[np.int16], kernels: Kernels, rows: tuple[int, int], groups: tuple[int, ...], refined: Floats
+    states: NDArray[np.int16], kernels: Kernels, rows: tuple[int, int], columns: tuple[int, int], groups: Groups, refined: Floats
 ) -> None:
-    """Write the marginals of the valid pixels of some rows into ``refined``, (classes, height, width)."""
-    row = len(groups) * N_LANES
-    width = kernels.valid.shape[1]
+    """Write the marginals of the valid pixels of some rows and columns into ``refined``, (classes, height, width)."""
+    few, row = groups[0], len(groups) * len(groups[0])
+    width, n_others = kernels.valid.shape[1], len(refined) - 1
     rim = len(kernels.taps) // 2
     state = np.empty(row, np.float32)
     for y in range(rows[0], rows[1]):
         start = ((y + rim) * (width + 2 * rim) + rim) * row
-        for x in range(width):
+        for x in range(columns[0], columns[1]):
             if kernels.valid[y, x]:
-                sums = broadcast(float32(0.0))
-                for lane in range(0, row, N_LANES):
-                    values = load_half(states, start + x * row + lane)
+                sums = broadcast(float32(0.0), few)
+                for lane in range(0, row, len(few)):
+                    values = load_half(states, start + x * row + lane, few)
                     store(state, lane, values)
                     sums = add(sums, values)
-                whole = total(sums)
-                if whole > 0:  # after a single step, pixels that were left out have no state
-                    for k in range(refined.shape[0]):
-                        refined[k, y, x] = state[k] / whole
+                others = total(sums)
+                whole = max(others, kernels.norm[y, x])  # less than others where these were rounded up
+                for k in range(n_others):
+                    refined[k, y, x] = state[k] / whole
+                refined[n_others, y, x] = (whole - others) / whole
 
 
 @compiled
-def blur(target: NDArray[np.int16], runs: NDArray[np.int32], start: int, stop: int, groups: tuple[int, ...]) -> None:
+def blur(target: NDArray[np.int16], runs: NDArray[np.int32], start: int, stop: int, groups: Groups) -> None:
     """Add to every row half of its neighbours' along one direction, in place.
 
     A run is not a loop of its own: that it ends is only a factor of 0, since runs are short and a processor guesses their ends wrong.
     """
-    row = len(groups) * N_LANES
+    few, row = groups[0], len(groups) * len(groups[0])
     last = len(runs) - 1
-    for lane in range(0, row if start < stop else 0, N_LANES):
+    for lane in range(0, row if start < stop else 0, len(few)):
         # what goes from one row to the next stays in registers: an array for it would be written and read again every time
-        value, previous = load_half(target, runs[start] * row + lane), broadcast(float32(0.0))
+        value, previous = load_half(target, runs[start] * row + lane, few), broadcast(float32(0.0), few)
         for at in range(start, stop):
             ahead = runs[min(at + ROWS_AHEAD, last)]
             prefetch(target, max(ahead, ~ahead) * row + lane)
             vertex, following = runs[at], runs[min(at + 1, last)]
             here, there = max(vertex, ~vertex) * row + lane, max(following, ~following) * row + lane
-            goes_on = broadcast(float32(0.5) if vertex >= 0 else float32(0.0))
-            beyond = load_half(target, there)
+            goes_on = broadcast(float32(0.5) if vertex >= 0 else float32(0.0), few)
+            beyond = load_half(target, there, few)
             store_half(target, here, multiply_add(beyond, goes_on, add(value, previous)))
             value, previous = beyond, multiply(value, goes_on)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import float32
 
 from pipeline.compiled import compiled
-from pipeline.crf.lattice import PART_PX, ROWS_AHEAD
+from pipeline.crf.lattice import PART_PX, ROWS_AHEAD, strips
 from pipeline.crf.vertices import N_CHUNKS
 from pipeline.lanes import prefetch
 
@@ -22,44 +22,128 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-    from pipeline.crf.lattice import Lattice
+    from pipeline.crf.lattice import Lattice, Part
+    from pipeline.crf.mean_field import Kernels
 
 _TINY = 1e-20
 """Added to n, as pydensecrf does: no division by 0."""
 
 
-def smoothness_norm(valid: NDArray[np.bool_], taps: NDArray[np.float32]) -> NDArray[np.float32]:
+def smoothness_norm(valid: NDArray[np.bool_], taps: Floats, pool: Executor) -> Floats:
     """Return 1 / sqrt(n) of the smoothness kernel for every pixel: (height, width) float32."""
-    reach = len(taps) // 2
-    height, width = valid.shape
-    rows = np.pad(valid.astype(np.float32), ((reach, reach), (0, 0)))
-    summed = sum(tap * rows[at : at + height] for at, tap in enumerate(taps))
-    columns = np.pad(np.asarray(summed, np.float32), ((0, 0), (reach, reach)))
-    total = sum(tap * columns[:, at : at + width] for at, tap in enumerate(taps))
-    return np.asarray(1.0 / np.sqrt(np.asarray(total) + np.float32(_TINY)), np.float32)
+    norm = np.empty(valid.shape, np.float32)
+    ones = valid.astype(np.float32)
+
+    def work(rows: tuple[int, int]) -> None:
+        norm[slice(*rows)] = 1.0 / np.sqrt(_smoothed(ones, taps, *rows) + np.float32(_TINY))
+
+    list(pool.map(work, strips(len(valid))))
+    return norm
 
 
-def normalise_weights(lattice: Lattice, valid: NDArray[np.bool_], norm: NDArray[np.float32], pool: Executor) -> None:
+def normalise_weights(lattice: Lattice, valid: NDArray[np.bool_], norm: Floats, pool: Executor) -> None:
     """Multiply the weights of every pixel by 1 / sqrt(n) of the appearance kernel and divide them by ``norm``, in place.
 
     States carry ``norm`` of the smoothness kernel; so both kernels are applied to the same states.
     """
+    corners, scale = tuple(range(lattice.n_corners)), np.float32(lattice.scale)
+    values = _filtered(lattice, [np.ones(len(part.weight) // len(corners), np.float32) for part in lattice.parts], pool)
+
+    def work(part: Part) -> None:
+        density = _sliced(part.vertex, part.weight, values, corners)
+        rows = slice(*part.rows)
+        _scale(part.weight, 1.0 / (np.sqrt(scale * density + np.float32(_TINY)) * visited(norm[rows], valid[rows])), corners)
+
+    list(pool.map(work, lattice.parts))
+
+
+def whole_messages(lattice: Lattice, kernels: Kernels, pool: Executor) -> list[Floats]:
+    """Return what both kernels bring a pixel of all classes together, whose states add up to its norm: (pixels,) float32 by part."""
+    valid, norm = kernels.valid, kernels.norm
+    corners = tuple(range(lattice.n_corners))
+    states = np.where(valid, norm, np.float32(0.0))
+    norms = list(pool.map(lambda part: visited(norm[slice(*part.rows)], valid[slice(*part.rows)]), lattice.parts))
+    values = _filtered(lattice, norms, pool) if corners else np.empty(0, np.float32)
+
+    def work(part: Part, own: Floats) -> Floats:
+        message = kernels.w_smoothness * visited(_smoothed(states, kernels.taps, *part.rows), valid[slice(*part.rows)])
+        if corners:
+            message += kernels.w_appearance * _sliced(part.vertex, part.weight, values, corners)
+        return np.asarray(own * message)
+
+    return list(pool.map(work, lattice.parts, norms))
+
+
+def _filtered(lattice: Lattice, states: list[Floats], pool: Executor) -> Floats:
+    """Splat one number a pixel, given by part in the order in which pixels are visited, and blur: values of vertices and copies."""
     values = np.zeros(lattice.n_rows, np.float32)
-    list(pool.map(lambda part: _splat_ones(part.vertex, part.weight, values), lattice.parts))
+    corners = tuple(range(lattice.n_corners))
+    list(pool.map(lambda part, own: _splat(part.vertex, part.weight, own, values, corners), lattice.parts, states))
     own, copies = values[: lattice.n_vertices], values[lattice.n_vertices :]
     _gather(own, copies, lattice.copied)
     for runs, chunks in lattice.chains:
         list(pool.map(lambda i, runs=runs, chunks=chunks: _blur(own, runs, chunks[i], chunks[i + 1]), range(N_CHUNKS)))
     copies[:] = own[lattice.copied]
-    corners = tuple(range(lattice.n_corners))
-    scale = np.float32(lattice.scale)
-    list(pool.map(lambda part: _scale(part.vertex, part.weight, part.rows, valid, norm, values, scale, corners), lattice.parts))
+    return values
 
 
 @compiled
-def _splat_ones(vertex: NDArray[np.int32], weight: Floats, values: Floats) -> None:
-    for at in range(len(vertex)):
-        values[vertex[at]] += weight[at]
+def _smoothed(values: Floats, taps: Floats, start: int, stop: int) -> Floats:
+    """Return rows of (height, width) values, smoothed along columns and rows."""
+    height, width = values.shape
+    reach = len(taps) // 2
+    smoothed = np.zeros((stop - start, width), np.float32)
+    row = np.empty(width + 2 * reach, np.float32)
+    for y in range(start, stop):
+        row[:] = 0
+        for tap in range(len(taps)):
+            beside = y + tap - reach
+            if 0 <= beside < height:
+                for x in range(width):
+                    row[reach + x] += taps[tap] * values[beside, x]
+        for tap in range(len(taps)):
+            for x in range(width):
+                smoothed[y - start, x] += taps[tap] * row[x + tap]
+    return smoothed
+
+
+@compiled
+def visited(values: Floats, valid: NDArray[np.bool_]) -> Floats:
+    """Return the values of a part's valid pixels in the order in which they are visited."""
+    visited, n = np.empty(values.size, np.float32), 0
+    for cell in range(0, valid.shape[1], PART_PX):
+        for y in range(len(valid)):
+            for x in range(cell, min(cell + PART_PX, valid.shape[1])):
+                visited[n] = values[y, x]
+                n += valid[y, x]
+    return visited[:n]
+
+
+@compiled
+def _splat(vertex: NDArray[np.int32], weight: Floats, states: Floats, values: Floats, corners: tuple[int, ...]) -> None:
+    for pixel in range(len(states)):
+        for k in range(len(corners)):
+            corner = pixel * len(corners) + k
+            values[vertex[corner]] += weight[corner] * states[pixel]
+
+
+@compiled
+def _sliced(vertex: NDArray[np.int32], weight: Floats, values: Floats, corners: tuple[int, ...]) -> Floats:
+    sliced = np.empty(len(vertex) // len(corners), np.float32)
+    for pixel in range(len(sliced)):
+        value = float32(0.0)
+        for k in range(len(corners)):
+            corner = pixel * len(corners) + k
+            value += weight[corner] * values[vertex[corner]]
+        sliced[pixel] = value
+    return sliced
+
+
+@compiled
+def _scale(weight: Floats, factor: Floats, corners: tuple[int, ...]) -> None:
+    for pixel in range(len(factor)):
+        for k in range(len(corners)):
+            weight[pixel * len(corners) + k] *= factor[pixel]
 
 
 @compiled
@@ -81,29 +165,3 @@ def _blur(values: Floats, runs: NDArray[np.int32], start: int, stop: int) -> Non
         beyond = values[max(following, ~following)]
         values[max(vertex, ~vertex)] = value + (previous + goes_on * beyond)
         value, previous = beyond, goes_on * value
-
-
-@compiled
-def _scale(
-    vertex: NDArray[np.int32],
-    weight: Floats,
-    rows: tuple[int, int],
-    valid: NDArray[np.bool_],
-    norm: Floats,
-    values: Floats,
-    scale: np.float32,
-    corners: tuple[int, ...],
-) -> None:
-    n = len(corners)
-    at = 0
-    for cell in range(0, valid.shape[1], PART_PX):
-        for y in range(rows[0], rows[1]):
-            for x in range(cell, min(cell + PART_PX, valid.shape[1])):
-                if valid[y, x]:
-                    density = float32(0.0)
-                    for k in range(n):
-                        density += weight[at + k] * values[vertex[at + k]]
-                    factor = float32(1.0) / (np.sqrt(scale * density + float32(_TINY)) * norm[y, x])
-                    for k in range(n):
-                        weight[at + k] *= factor
-                    at += n

@@ -316,3 +316,36 @@ def test_pixels_that_are_kept_are_the_same_where_the_last_step_leaves_out_the_ot
     inside = core.to_slices()
     assert found[:, *inside].tobytes() == whole[:, *inside].tobytes()
     np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("n_classes", [2, 5, 6, 10])
+def test_which_class_is_the_last_does_not_matter_even_where_it_is_out_of_the_question(n_classes):
+    """The last class has no lane of its own: its score is what is left, and the others' are compared with it."""
+    shape = (70, 90)
+    spec = CrfSpec(theta_alpha=20.0, theta_beta=12.0, w_appearance=15.0, w_smoothness=10.0, n_steps=5)
+    probabilities, guide = scores(shape, n_classes, noise=False), imagery(shape)
+    probabilities[0, :30] = 1.0
+    probabilities[1:, :30] = 0.0
+    backwards = cpu.refine(np.ascontiguousarray(probabilities[::-1]), guide, everywhere(shape), spec)
+    refined = cpu.refine(probabilities, guide, everywhere(shape), spec)
+    assert agreement(refined, backwards[::-1]) > 0.999
+    np.testing.assert_allclose(refined[:, :20], backwards[::-1, :20], atol=1e-3)
+    np.testing.assert_allclose(refined[0, :20], 1, atol=1e-3)
+    np.testing.assert_allclose(refined.sum(axis=0), 1, atol=1e-5)
+    assert refined.min() >= 0
+
+
+def test_a_single_class_is_certain():
+    shape = (40, 50)
+    refined = cpu.refine(np.full((1, *shape), 0.5, np.float32), imagery(shape), everywhere(shape), WIDE)
+    np.testing.assert_array_equal(refined, 1)
+
+
+def test_a_pixel_rests_only_where_a_step_of_float16_would_hardly_show(sample):
+    """Work is left out whatever was asked for, where it changes nothing that is kept."""
+    probabilities, guide = sample
+    exactly, found = (
+        torch_lattice.refine(probabilities, guide, everywhere(guide.shape[1:]), CrfSpec()),
+        cpu.refine(probabilities, guide, everywhere(guide.shape[1:]), CrfSpec()),
+    )
+    assert agreement(exactly, found) >= 0.9995
