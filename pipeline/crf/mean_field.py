@@ -6,8 +6,8 @@ marginals, and adds the change of its state to its corners: slice, softmax and s
 once. Weights are scaled beforehand, so that both kernels are normalised by the same factor.
 
 One row has all classes but the last of a pixel or vertex, in groups of lanes; lanes without a class stay 0. The last needs no lane:
-marginals add up to 1, so what the kernels bring of it is what they bring of all classes together, which never changes, less the others. Five
-classes take half a row for it. What goes through memory in every step is kept in float16, for which numba has no type: as int16.
+marginals add up to 1, so what the kernels bring of it is what they bring of all classes together, which never changes, less the others.
+Five classes take half a row for it. What goes through memory in every step is kept in float16, for which numba has no type: as int16.
 
 ``groups`` has a tuple for each group of lanes, of as many members as the group has lanes: compiled code knows the lengths of tuples.
 """
