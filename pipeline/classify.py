@@ -59,3 +59,12 @@ def _classify(
             rounded = min(max(best[x] * np.float32(255) + np.float32(0.5), np.float32(0)), np.float32(255))
             labels[y, x] = ids[x] if valid[y, x] else np.uint8(nodata)
             confidence[y, x] = np.uint8(rounded) if valid[y, x] else np.uint8(0)
+
+
+@compiled
+def count_labels(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return how many pixels have each value: (256,) int64."""
+    counts = np.zeros(256, np.int64)
+    for label in labels.ravel():
+        counts[label] += 1
+    return counts

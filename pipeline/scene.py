@@ -13,6 +13,7 @@ seen.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 _STRIP_ROWS = 1024
 """About so many rows of a window that is mirrored are read at once."""
+_MIN_RUN_PX = 16
+"""Scenes that are smaller on a side are mirrored pixel by pixel."""
 
 __all__ = ["Scene", "SceneInfo", "SceneSpec", "Tile", "open_scene", "read_reflected", "scene_files", "unreadable_in"]
 
@@ -121,11 +124,16 @@ def read_reflected(scene: Scene, window: Window) -> Tile:
     pixels, valid = None, np.empty(window.shape, np.bool_)
     for strip in _strips(source, scene.info):  # so that there are not two arrays of this size at a time
         tile = scene.read(strip)
-        here = np.flatnonzero((rows >= strip.row_off) & (rows < strip.row_end))
-        taken = rows[here] - strip.row_off, cols - source.col_off
         if pixels is None:
             pixels = np.empty((len(tile.pixels), *window.shape), tile.pixels.dtype)
-        pixels[:, here], valid[here] = _pick(tile.pixels, *taken), _pick(tile.valid, *taken)
+        here = np.flatnonzero((rows >= strip.row_off) & (rows < strip.row_end))
+        taken_rows, taken_cols = rows[here] - strip.row_off, cols - source.col_off
+        if min(scene.info.shape) < _MIN_RUN_PX:
+            pixels[:, here], valid[here] = _pick(tile.pixels, taken_rows, taken_cols), _pick(tile.valid, taken_rows, taken_cols)
+            continue
+        for parts in itertools.product(_runs(here, taken_rows), _runs(np.arange(window.width), taken_cols)):
+            onto, taken = zip(*parts, strict=True)
+            pixels[:, *onto], valid[onto] = tile.pixels[:, *taken], tile.valid[taken]
     assert pixels is not None
     return Tile(window=window, pixels=pixels, valid=valid)
 
@@ -159,3 +167,21 @@ def reflected_indices(start: int, count: int, size: int) -> NDArray[np.intp]:
 def _pick(array: NDArray[Any], rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[Any]:
     """Index the last two axes; in one step, so that no intermediate array is made."""
     return np.ascontiguousarray(array[..., rows[:, np.newaxis], cols])
+
+
+def _runs(onto: NDArray[np.intp], taken: NDArray[np.intp]) -> Iterator[tuple[slice, slice]]:
+    """Cut pairs of indices into runs in which the former rise by one, and the latter rise or fall by one: slices, which copy far faster."""
+    steps = np.where(np.diff(onto) == 1, np.diff(taken), 0)
+    start = 0
+    while start < len(onto):
+        stop = start + 1
+        if start < len(steps) and steps[start]:
+            changes = np.flatnonzero(steps[start:] != steps[start])
+            stop = start + 1 + int(changes[0] if len(changes) else len(steps) - start)
+        first, last = int(taken[start]), int(taken[stop - 1])
+        beyond = last + (1 if last >= first else -1)
+        yield (
+            slice(int(onto[start]), int(onto[start]) + stop - start),
+            slice(first, None if beyond < 0 else beyond, 1 if last >= first else -1),
+        )
+        start = stop

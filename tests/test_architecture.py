@@ -34,7 +34,7 @@ DOORS = {
     "dask_cuda": {"workflows/local_workers.py"},
     "click": {"cli.py"},
     "safetensors": {"pipeline/network/checkpoint.py", "pipeline/network/model_file.py"},
-    "openvino": {"pipeline/engine/openvino_engine.py"},
+    "openvino": {"pipeline/engine/openvino_engine.py", "pipeline/engine/openvino_conversion.py"},
 }
 LIGHT = (
     "store",
@@ -129,6 +129,10 @@ def test_the_command_line_starts_without_torch_and_dask():
 def test_a_coordinator_loads_nothing_that_only_workers_need():
     code = "import workflows.segment_scene, workflows.cluster, sys; print([n for n in ('torch', 'numba', 'openvino') if n in sys.modules])"
     assert run_python(code) == "[]"
+
+
+def test_a_worker_loads_torch_only_where_somebody_needs_it():
+    assert run_python("import workflows.worker, sys; print('torch' in sys.modules)") == "False"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("importlinter") is None, reason="import-linter is not installed")

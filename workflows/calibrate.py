@@ -13,8 +13,7 @@ import numpy as np
 from pipeline.crf.tile import Processor, refine_tile
 from pipeline.engine.choose import choose_device, windows_at_once
 from pipeline.engine.engines import loader_for, open_engine, predict_loaded
-from pipeline.network.checkpoint import load_network
-from pipeline.network.image_pooling import assemble
+from pipeline.network.late import late_network
 from pipeline.scene import open_scene, read_reflected
 from pipeline.window import Window
 from workflows.block_job import conversion_key
@@ -61,10 +60,10 @@ def calibrate(plan: Plan, engine: EngineSpec) -> Estimate:
     prepared, threads = plan.prepared, plan.staffing.threads
     spec = prepared.spec
     engine = dataclasses.replace(engine, threads=threads)
-    model, network = load_network(Path(spec.model_path))
     mode = prepared.network.image_pooling
-    system = assemble(network, spec.multiscale, mode="window" if mode == "global" else mode)  # they cost the same
-    runner = open_engine(system, engine, window_px=spec.grid.window_px, cache_key=conversion_key(spec))
+    mode = "window" if mode == "global" else mode  # they cost the same
+    model, network = late_network(Path(spec.model_path), spec.multiscale, mode=mode)
+    runner = open_engine(network, engine, window_px=spec.grid.window_px, cache_key=conversion_key(spec))
     with open_scene(spec.scene) as scene:
         tile = read_reflected(scene, _middle(prepared.scene.shape, max(_SAMPLE_PX, spec.grid.window_px)))
     side = spec.grid.window_px

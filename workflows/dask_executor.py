@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed import Client, Future, KilledWorker, WorkerPlugin, as_completed, get_worker
 
-from pipeline.engine.choose import choose_device
+from pipeline.engine.choose import choose_device, is_healthy
 from pipeline.errors import ClusterLostError, UnfitWorkersError
 from pipeline.grid import BLOCKS_AT_ONCE, blocks_at_once
 from workflows.events import BlockFailure, Notice, ignore
@@ -90,7 +90,7 @@ class JobPlugin(WorkerPlugin):  # type: ignore[misc]
                 _unfit[self.digest] = found.reason
                 return
         _jobs[self.digest] = job
-        from workflows.worker import make_ready  # noqa: PLC0415  (torch, which the coordinator does without)
+        from workflows.worker import make_ready  # noqa: PLC0415  (what only workers need)
 
         threading.Thread(target=make_ready, args=(job,), name="make-ready", daemon=True).start()
 
@@ -109,13 +109,11 @@ def run_task(digest: str, index: BlockIndex, attempt: int) -> BlockReceipt | Ref
     """Do one block; runs on a worker."""
     if digest in _unfit:
         return Refusal(worker=get_worker().address, reason=_unfit[digest])
-    from workflows.worker import process_block  # noqa: PLC0415  (torch, which the coordinator does without)
+    from workflows.worker import process_block  # noqa: PLC0415  (what only workers need)
 
     try:
         return process_block(_jobs[digest], index, attempt=attempt, scratch=get_worker().local_directory)
     except Exception:
-        from pipeline.engine.torch_engine import is_healthy  # noqa: PLC0415
-
         if not is_healthy(choose_device(_jobs[digest].engine)):
             os._exit(_BROKEN_DEVICE)  # alive, it would let all blocks fail that it is given; its nanny starts another one
         raise

@@ -1,11 +1,13 @@
 """Where do the workers of this machine come from? From a process that imports their libraries while the command line still starts.
 
-A worker imports torch and much else, for two seconds; Dask, which starts it, takes another one to import. The command line begins Python's
-fork server before both, so that the two go on at once. The worker is forked from it, and so is one that takes the place of a dead one::
+A worker imports rasterio, zarr and much else, and so does what plans for it; Dask comes on top for both. The command line begins Python's
+fork server before, so that the two go on at once. The worker is forked from it, and so is one that takes the place of a dead one::
 
     command line   click | dask ......... | plan ... | blocks
-    fork server          | torch, numpy ............ |
+    fork server          | numpy, dask ............. |
     worker                                           | fork, blocks
+
+torch, which takes a second more, is imported there only where it will run the network.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import threading
 from multiprocessing import forkserver, resource_tracker
 from typing import Literal
 
-from pipeline.engine.choose import may_have_cuda
+from pipeline.engine.choose import has_openvino, may_have_cuda
 
 ENVIRONMENT = {
     "GDAL_CACHEMAX": "64",
@@ -36,6 +38,7 @@ ENVIRONMENT = {
 """Of a worker, where the user's own says nothing; C libraries read it when a process starts."""
 
 _IMPORTED = ("workflows.worker", "workflows.cluster", "distributed.nanny")
+_IMPORTED_TO_RUN_TORCH = ("pipeline.engine.torch_engine", "pipeline.network.checkpoint")
 
 _begun = threading.Event()
 _log = logging.getLogger(__name__)
@@ -54,7 +57,7 @@ def begin() -> None:
     try:
         resource_tracker.ensure_running()  # here, for it ends with Ctrl-C let through
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for the coordinator, which drains
-        forkserver.set_forkserver_preload(list(_IMPORTED))
+        forkserver.set_forkserver_preload([*_IMPORTED, *(() if has_openvino() else _IMPORTED_TO_RUN_TORCH)])
         forkserver.ensure_running()
         _begun.set()
     except OSError as error:

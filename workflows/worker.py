@@ -17,17 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from pipeline.crf.tile import Processor, refine_tile
 from pipeline.engine.choose import choose_device
 from pipeline.engine.engines import open_engine
-from pipeline.engine.on_device import DeviceRooms
 from pipeline.errors import BlockError, PipelineError, WeightsError
 from pipeline.grid import Blocks, blocks_at_once
 from pipeline.memory import seen_windows_bytes
-from pipeline.network.checkpoint import load_network
-from pipeline.network.image_pooling import assemble
+from pipeline.network.late import late_network
 from pipeline.network.model_file import file_sha256, read_model_spec
 from pipeline.network.models import find_model
 from pipeline.scene import Scene, SceneInfo, SceneSpec, open_scene, unreadable_in
@@ -45,6 +42,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.engine.on_device import DeviceRooms
     from pipeline.engine.protocol import Engine, EngineSpec, Load
     from pipeline.network.cells import Cells
     from pipeline.network.choices import ImagePooling
@@ -198,11 +196,10 @@ def _load_engine(
             f"the model {path} has SHA-256 {found[:12]}… on this machine; the run was planned with {sha256[:12]}…: "
             "make the same file available to all workers"
         )
-    model, network = load_network(path)
     multiscale, mode, scene_means = system
-    assembled = assemble(network, multiscale, mode=mode, scene_means=scene_means)
+    model, network = late_network(path, multiscale, mode=mode, scene_means=scene_means)
     window_px, cache_key = windows
-    return open_engine(assembled, engine, window_px=window_px, cache_key=cache_key), model
+    return open_engine(network, engine, window_px=window_px, cache_key=cache_key), model
 
 
 @lru_cache(maxsize=1)
@@ -230,6 +227,10 @@ def _keep_seen_windows(_run_id: str, limit_bytes: int, scratch: str | None) -> S
 
 @lru_cache(maxsize=1)
 def _rooms(device: str) -> DeviceRooms:
+    import torch  # noqa: PLC0415  (a second)
+
+    from pipeline.engine.on_device import DeviceRooms  # noqa: PLC0415  (torch)
+
     return DeviceRooms(torch.device(device), n_blocks=_ROOMS)
 
 
@@ -269,6 +270,7 @@ def _arrays(result: BlockResult) -> dict[str, NDArray[np.uint8]]:
 
 
 def _count(result: BlockResult, *, n_classes: int) -> tuple[int, ...]:
-    """Count the pixels of each class; torch does it without the GIL, for which other threads may wait."""
-    counts: list[int] = torch.bincount(torch.from_numpy(result.labels).ravel(), minlength=256)[:n_classes].tolist()
-    return tuple(counts)
+    """Count the pixels of each class, without the GIL, for which other threads may wait."""
+    from pipeline.classify import count_labels  # noqa: PLC0415  (numba)
+
+    return tuple(count_labels(result.labels)[:n_classes].tolist())

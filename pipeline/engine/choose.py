@@ -48,6 +48,18 @@ def choose_device(spec: EngineSpec) -> Literal["cpu", "cuda"]:
     return "cuda" if available and spec.device != "cpu" else "cpu"
 
 
+def is_healthy(device: str) -> bool:
+    """Tell whether a device still computes: after an illegal access or a failed assertion, no call on CUDA succeeds in that process."""
+    if not device.startswith("cuda"):
+        return True
+    import torch  # noqa: PLC0415  (a second)
+
+    try:
+        return bool(torch.ones(2, device=device).sum().item() == 2)
+    except (RuntimeError, AssertionError):  # the latter from a torch without CUDA
+        return False
+
+
 def choose_precision(spec: EngineSpec, device: str | None = None) -> UsedPrecision:
     """Return the precision that ``spec`` means on a device; None: on the one that it means here."""
     if spec.precision != "auto":

@@ -1,4 +1,7 @@
-"""Which engine runs a network here, and what takes windows to it and scores from it?"""
+"""Which engine runs a network here, and what takes windows to it and scores from it?
+
+torch, which takes a second to import, is needed for engines of its own and for what they do on devices, and is imported there.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from pipeline.blend import Blender, PartBlender
 from pipeline.engine.choose import choose_device, choose_engine
-from pipeline.engine.device_engine import DeviceEngine
-from pipeline.engine.on_device import DeviceBlender, DeviceTile
 from pipeline.engine.openvino_engine import OpenVinoEngine
-from pipeline.engine.torch_engine import TorchEngine
 from pipeline.grid import Lattice
 from pipeline.normalise import normalise
 from pipeline.window import Window
@@ -24,22 +23,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.blended import Blended
+    from pipeline.engine.on_device import DeviceBlender
     from pipeline.engine.protocol import Engine, EngineSpec, Load
-    from pipeline.network.multiscale import MultiScale
+    from pipeline.network.late import LateNetwork
     from pipeline.network.spec import ModelSpec
     from pipeline.scene import Tile
     from pipeline.spec import Blend
     from pipeline.stretch import Stretch
 
 
-def open_engine(network: MultiScale, spec: EngineSpec, *, window_px: int, cache_key: str | None = None) -> Engine:
+def open_engine(network: LateNetwork, spec: EngineSpec, *, window_px: int, cache_key: str | None = None) -> Engine:
     """Return a running network for windows of ``window_px``; ``cache_key`` says what it is where its conversion may be kept."""
     if choose_engine(spec) == "openvino":
         return OpenVinoEngine(network, spec, window_px=window_px, cache_key=cache_key)
     device = choose_device(spec)
     if device == "cpu":
-        return TorchEngine(network, spec)
-    return DeviceEngine(network, spec, device=torch.device(device), window_px=window_px)
+        from pipeline.engine.torch_engine import TorchEngine  # noqa: PLC0415  (torch)
+
+        return TorchEngine(network.load(), spec)
+    import torch  # noqa: PLC0415  (a second)
+
+    from pipeline.engine.device_engine import DeviceEngine  # noqa: PLC0415  (torch)
+
+    return DeviceEngine(network.load(), spec, device=torch.device(device), window_px=window_px)
 
 
 def predict_windows(engine: Engine, windows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -77,6 +83,10 @@ def blender_for(engine: Engine, target: Window, lattice: Lattice, *, n_classes: 
     """Return what blends windows where the engine is."""
     if engine.device == "cpu":
         return Blender(target, lattice, n_classes=n_classes, blend=blend, cells=engine.cells)
+    import torch  # noqa: PLC0415  (a second)
+
+    from pipeline.engine.on_device import DeviceBlender  # noqa: PLC0415  (torch)
+
     device = torch.device(engine.device)
     return DeviceBlender(target, lattice, n_classes=n_classes, blend=blend, cells=engine.cells, device=device)
 
@@ -94,4 +104,8 @@ def loader_for(engine: Engine, tile: Tile, *, stretch: Stretch, model: ModelSpec
     """Return what makes of a network window of a tile what `Engine.scores` takes; on a device, the tile is copied there first."""
     if engine.device == "cpu":
         return lambda window: partial(normalise, tile, window, stretch=stretch, model=model)
+    import torch  # noqa: PLC0415  (a second)
+
+    from pipeline.engine.on_device import DeviceTile  # noqa: PLC0415  (torch)
+
     return DeviceTile(tile, stretch=stretch, model=model, device=torch.device(engine.device)).load

@@ -13,18 +13,15 @@ import logging
 import os
 import sys
 import threading
-import warnings
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from pipeline.durable_file import replace_durably
 from pipeline.engine.choose import require_openvino
 from pipeline.errors import SpecError, StoreError
-from pipeline.network.rounding import fold_for, keep_biases
 from pipeline.ordered import map_ahead
 from pipeline.user_cache import cache_folder
 
@@ -35,10 +32,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from pipeline.engine.protocol import EngineSpec
-    from pipeline.network.multiscale import MultiScale
+    from pipeline.network.late import LateNetwork
 
 _PRECISIONS = {"auto": "f32", "fp32": "f32", "bf16": "bf16"}
 
@@ -48,13 +44,13 @@ _log = logging.getLogger(__name__)
 class OpenVinoEngine:
     """One network on the CPU, for windows of one size."""
 
-    def __init__(self, network: MultiScale, spec: EngineSpec, *, window_px: int, cache_key: str | None = None) -> None:
+    def __init__(self, network: LateNetwork, spec: EngineSpec, *, window_px: int, cache_key: str | None = None) -> None:
         """Convert (or read from the cache) and compile.
 
         Parameters
         ----------
         network
-            With its scales.
+            With its scales; loaded only where no conversion of it is kept.
         spec
             Precision and threads.
         window_px
@@ -69,7 +65,7 @@ class OpenVinoEngine:
             )
         self.cells = network.cells
         self._precision = _PRECISIONS[spec.precision]
-        self._n_bands = network.network.spec.n_bands
+        self._n_bands = network.spec.n_bands
         self._compiled = self._compile(network, spec.threads, window_px, cache_key)
         self._local = threading.local()
         self._n_threads = spec.threads
@@ -101,13 +97,12 @@ class OpenVinoEngine:
         scores: NDArray[np.float32] = np.array(request.get_output_tensor(0).data[0], np.float32)
         return scores
 
-    def _compile(self, network: MultiScale, n_threads: int, window_px: int, cache_key: str | None) -> Any:
+    def _compile(self, network: LateNetwork, n_threads: int, window_px: int, cache_key: str | None) -> Any:
         import openvino  # noqa: PLC0415
 
         core = openvino.Core()
         shape = (1, self._n_bands, window_px, window_px)
-        rounded_to = torch.bfloat16 if self._precision == "bf16" else None
-        model = _converted(core, network, shape, cache_key, rounded_to=rounded_to)
+        model = _converted(core, network, shape, cache_key, precision=self._precision)
         model.reshape(list(shape))
         return core.compile_model(
             model,
@@ -121,66 +116,39 @@ class OpenVinoEngine:
         )
 
 
-class _Scores(nn.Module):
-    """A network whose ``forward`` gives the scores at its own stride."""
-
-    def __init__(self, network: MultiScale) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (1, bands, H, W) to (1, classes, rows, columns)."""
-        return self.network.score(x)
-
-
 def _converted(
-    core: Any, network: MultiScale, shape: tuple[int, int, int, int], cache_key: str | None, *, rounded_to: torch.dtype | None
+    core: Any, network: LateNetwork, shape: tuple[int, int, int, int], cache_key: str | None, *, precision: str
 ) -> Any:
     """Return the network as an OpenVINO model, from the cache where it is there and whole."""
     example = _example_shape(network, shape)
     folder = cache_folder("openvino")
-    name = None if cache_key is None or folder is None else _cache_name(cache_key, example, rounded_to)
+    name = None if cache_key is None or folder is None else _cache_name(cache_key, example, precision)
     if folder is not None and name is not None and (cached := _read_cached(core, folder / name)) is not None:
         return cached
-    model = _convert(network, example, rounded_to)
+    from pipeline.engine.openvino_conversion import convert  # noqa: PLC0415  (torch)
+
+    model = convert(network.load(), example, precision=precision)
     if folder is not None and name is not None:
         _write_cached(model, folder / name)
     return model
 
 
-def _example_shape(network: MultiScale, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+def _example_shape(network: LateNetwork, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
     """Return the window that is traced: a small one that leaves the same rest at the output stride; at several scales the window itself.
 
     Tracing keeps the sizes of a network's padding as they are, and those follow from the rest; at several scales all sizes are kept.
     """
     if not network.multiscale.is_single:
         return shape
-    stride = network.network.spec.output_stride
+    stride = network.spec.output_stride
     side = min(4 * stride + shape[-1] % stride, shape[-1])
     return (*shape[:2], side, side)
 
 
-def _convert(network: MultiScale, example_shape: tuple[int, int, int, int], rounded_to: torch.dtype | None) -> Any:
-    from openvino.frontend import FrontEndManager  # noqa: PLC0415
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder  # noqa: PLC0415
-
-    folded = fold_for(network.eval(), rounded_to)
-    if rounded_to is not None:
-        keep_biases(folded, rounded_to)
-    module = _Scores(folded)
-    example = torch.zeros(example_shape)
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and says which sizes become constants
-        traced = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
-        frontend = FrontEndManager().load_by_framework("pytorch")
-        decoder = TorchScriptPythonDecoder(traced, example_input=example)  # must outlive the conversion
-        return frontend.convert(frontend.load(decoder))
-
-
-def _cache_name(key: str, example_shape: tuple[int, ...], rounded_to: torch.dtype | None) -> str:
+def _cache_name(key: str, example_shape: tuple[int, ...], precision: str) -> str:
     import openvino  # noqa: PLC0415
 
-    text = json.dumps([key, example_shape, str(rounded_to), openvino.__version__, torch.__version__])
+    text = json.dumps([key, example_shape, precision, openvino.__version__, metadata.version("torch")])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

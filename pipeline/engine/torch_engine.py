@@ -1,4 +1,4 @@
-"""The network in torch, on the CPU: BatchNorm folded, channels last. And which devices torch has here."""
+"""The network in torch, on the CPU: BatchNorm folded, channels last."""
 
 from __future__ import annotations
 
@@ -69,13 +69,3 @@ class TorchEngine:
         if self._precision not in DTYPES:
             return contextlib.nullcontext()
         return torch.autocast("cpu", DTYPES[self._precision])
-
-
-def is_healthy(device: str) -> bool:
-    """Tell whether a device still computes: after an illegal access or a failed assertion, no call on CUDA succeeds in that process."""
-    if not device.startswith("cuda"):
-        return True
-    try:
-        return bool(torch.ones(2, device=device).sum().item() == 2)
-    except (RuntimeError, AssertionError):  # the latter from a torch without CUDA
-        return False

@@ -33,6 +33,7 @@ from pipeline.network.checkpoint import load_network
 from pipeline.network.counting import flop_per_pixel
 from pipeline.network.deeplab import build_network
 from pipeline.network.image_pooling import assemble
+from pipeline.network.late import LateNetwork
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.network.variants import variant, variant_names
@@ -82,7 +83,9 @@ def engines(network: DeepLab, names: list[str], window_px: int) -> dict[str, Cal
         kind, precision = name.split()
         try:
             engine = open_engine(
-                system, EngineSpec(device="cpu", engine=kind, precision=precision, threads=THREADS), window_px=window_px
+                LateNetwork.loaded(system),
+                EngineSpec(device="cpu", engine=kind, precision=precision, threads=THREADS),
+                window_px=window_px,
             )
         except PipelineError as error:
             sys.stderr.write(f"left out: {name}: {error}\n")

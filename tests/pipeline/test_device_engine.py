@@ -24,6 +24,7 @@ from pipeline.network.convolution import ConvNormActivation
 from pipeline.network.deeplab import build_network
 from pipeline.network.fold import fold_batch_norm
 from pipeline.network.image_pooling import assemble
+from pipeline.network.late import LateNetwork
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.network.multiscale import MultiScale
 from pipeline.network.spec import MultiScaleSpec
@@ -71,7 +72,9 @@ def engine_on(device, network, *, side=64, multiscale=MultiScaleSpec(), **settin
 
 
 def engine_here(network, *, side=64, multiscale=MultiScaleSpec()):  # noqa: B008
-    return open_engine(MultiScale(network, multiscale), EngineSpec(device="cpu", engine="torch"), window_px=side)
+    return open_engine(
+        LateNetwork.loaded(MultiScale(network, multiscale)), EngineSpec(device="cpu", engine="torch"), window_px=side
+    )
 
 
 # --- pixels

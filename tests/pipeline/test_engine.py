@@ -10,14 +10,14 @@ import pytest
 import torch
 from factories import lively_network, texture, tiny_model_spec
 
-from pipeline.engine import choose, openvino_engine
-from pipeline.engine.choose import choose_device, choose_engine, windows_at_once
+from pipeline.engine import choose, openvino_conversion
+from pipeline.engine.choose import choose_device, choose_engine, is_healthy, windows_at_once
 from pipeline.engine.engines import open_engine, predict_windows
 from pipeline.engine.protocol import EngineSpec
-from pipeline.engine.torch_engine import is_healthy
 from pipeline.errors import MissingDependencyError, SpecError
 from pipeline.network.checkpoint import load_network
 from pipeline.network.image_pooling import assemble
+from pipeline.network.late import LateNetwork
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.network.multiscale import MultiScale
 from pipeline.network.spec import MultiScaleSpec, NetworkSpec
@@ -58,7 +58,7 @@ def windows_of(n, side=64):
 
 def open_(network, name, *, side=64, multiscale=MultiScaleSpec(), **settings):  # noqa: B008
     spec = EngineSpec(**{"device": "cpu", "engine": name, **settings})
-    return open_engine(MultiScale(network, multiscale), spec, window_px=side)
+    return open_engine(LateNetwork.loaded(MultiScale(network, multiscale)), spec, window_px=side)
 
 
 def as_torch_says(network, windows, multiscale=MultiScaleSpec()):  # noqa: B008
@@ -106,7 +106,7 @@ def test_the_mean_of_the_scene_goes_in(name):
     means = torch.linspace(-1, 1, network.backbone.high_level_channels)[None]
     system = assemble(network, MultiScaleSpec(), mode="global", scene_means=tuple(map(tuple, means.tolist())))
     windows = windows_of(1)
-    found = predict_windows(open_engine(system, EngineSpec(device="cpu", engine=name), window_px=64), windows)
+    found = predict_windows(open_engine(LateNetwork.loaded(system), EngineSpec(device="cpu", engine=name), window_px=64), windows)
     with torch.inference_mode():
         expected = torch.softmax(network(torch.from_numpy(windows), means[0]), dim=1).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
@@ -208,16 +208,15 @@ def cache(tmp_path, monkeypatch):
 
 
 def converted(network, key="key"):
-    return open_engine(
-        MultiScale(network, MultiScaleSpec()), EngineSpec(device="cpu", engine="openvino"), window_px=64, cache_key=key
-    )
+    late = LateNetwork.loaded(MultiScale(network, MultiScaleSpec()))
+    return open_engine(late, EngineSpec(device="cpu", engine="openvino"), window_px=64, cache_key=key)
 
 
 def test_a_conversion_is_kept_and_gives_the_same_bytes(network, cache, monkeypatch):
     windows = windows_of(1)
     first = predict_windows(converted(network), windows)
     assert {path.suffix for path in cache.iterdir()} == {".xml", ".bin", ".sha256"}
-    monkeypatch.setattr(openvino_engine, "_convert", None)  # not called
+    monkeypatch.setattr(openvino_conversion, "convert", None)  # not called
     assert predict_windows(converted(network), windows).tobytes() == first.tobytes()
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.classify import classify
+from pipeline.classify import classify, count_labels
 from pipeline.labels import NODATA_LABEL, quantise
 
 
@@ -58,3 +58,10 @@ def test_probabilities_are_rounded_to_the_nearest_step_and_never_wrap(probabilit
 def test_every_step_survives_the_way_to_a_probability_and_back():
     steps = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(quantise(steps.astype(np.float32) / np.float32(255)), steps)
+
+
+def test_labels_are_counted_in_any_order_of_memory():
+    labels = np.random.default_rng(0).integers(0, 256, (70, 90)).astype(np.uint8)
+    expected = np.bincount(labels.ravel(), minlength=256)
+    np.testing.assert_array_equal(count_labels(labels), expected)
+    np.testing.assert_array_equal(count_labels(np.asfortranarray(labels)), expected)

@@ -295,11 +295,14 @@ def walk(position, size):
     shape=st.sampled_from([(1, 1), (1, 7), (5, 1), (2, 3), (4, 16), (11, 13)]),
     rows=st.tuples(st.integers(-40, 40), st.integers(1, 30)),
     cols=st.tuples(st.integers(-40, 40), st.integers(1, 30)),
+    in_runs=st.booleans(),
 )
-def test_a_window_outside_sees_the_scene_mirrored(small_scenes, shape, rows, cols):
+def test_a_window_outside_sees_the_scene_mirrored(small_scenes, shape, rows, cols, in_runs):
     scene, pixels = small_scenes[shape]
     window = Window(row_off=rows[0], col_off=cols[0], height=rows[1], width=cols[1])
-    tile = read_reflected(scene, window)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("pipeline.scene._MIN_RUN_PX", 1 if in_runs else 100)
+        tile = read_reflected(scene, window)
     row_indices = [walk(row, shape[0]) for row in range(window.row_off, window.row_end)]
     col_indices = [walk(col, shape[1]) for col in range(window.col_off, window.col_end)]
     expected = pixels[:, row_indices][:, :, col_indices]

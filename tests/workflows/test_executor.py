@@ -15,7 +15,6 @@ import pytest
 from block_faults import faulty_block, faulty_task
 from distributed import Client, KilledWorker, LocalCluster
 
-from pipeline.engine import torch_engine
 from pipeline.engine.protocol import EngineSpec
 from pipeline.errors import ClusterLostError, UnfitWorkersError
 from pipeline.scene import SceneSpec
@@ -281,7 +280,7 @@ def test_a_process_whose_device_is_broken_ends(job, monkeypatch, healthy):
     monkeypatch.setattr(dask_executor, "_jobs", {made.digest(): made})
     monkeypatch.setattr(work, "process_block", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("device-side assert")))
     monkeypatch.setattr(dask_executor, "get_worker", lambda: SimpleNamespace(local_directory=None))
-    monkeypatch.setattr(torch_engine, "is_healthy", lambda _device: healthy)
+    monkeypatch.setattr(dask_executor, "is_healthy", lambda _device: healthy)
     monkeypatch.setattr(dask_executor.os, "_exit", ended.append)
     with pytest.raises(RuntimeError, match="device-side assert"):
         dask_executor.run_task(made.digest(), (0, 0), 1)

@@ -41,7 +41,7 @@ LOOK = """
     context = multiprocessing.get_context(fork_server.start_method())
     with ProcessPoolExecutor(1, context) as pool:
         print(fork_server.start_method())
-        print(pool.submit(eval, "[n for n in ('torch', 'workflows.worker') if n in __import__('sys').modules]").result())
+        print(pool.submit(eval, "[n for n in ('torch', 'openvino', 'workflows.worker') if n in __import__('sys').modules]").result())
         print(pool.submit(os.getenv, "MALLOC_MMAP_MAX_").result(), pool.submit(os.getenv, "GDAL_CACHEMAX").result())
         print(pool.submit(eval, "__import__('threading').active_count() < 4").result())
     assert "torch" not in sys.modules
@@ -49,7 +49,15 @@ LOOK = """
 
 
 def test_a_forked_process_has_its_libraries_and_the_environment_of_a_worker():
-    assert run_python(LOOK, GDAL_CACHEMAX="7") == ["forkserver", "['torch', 'workflows.worker']", "0 7", "True"]
+    pytest.importorskip("openvino")
+    assert run_python(LOOK, GDAL_CACHEMAX="7") == ["forkserver", "['workflows.worker']", "0 7", "True"]
+
+
+def test_where_torch_runs_the_network_it_is_imported_before_a_process_is_forked():
+    without = LOOK.replace(
+        "from workflows import fork_server\n", "from workflows import fork_server\n    fork_server.has_openvino = lambda: False\n"
+    )
+    assert "['torch', 'workflows.worker']" in run_python(without)
 
 
 def test_with_a_driver_for_cuda_workers_start_for_themselves():

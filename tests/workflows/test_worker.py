@@ -122,7 +122,7 @@ def on_device(monkeypatch):
     there, rooms = torch.device("cpu", 0), Rooms()
 
     def open_there(network, spec, *, window_px, **_):
-        return DeviceEngine(network, spec, device=there, window_px=window_px)
+        return DeviceEngine(network.load(), spec, device=there, window_px=window_px)
 
     worker._load_engine.cache_clear()
     monkeypatch.setattr("pipeline.engine.device_engine._MOST_AT_ONCE", 4)
