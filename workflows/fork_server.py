@@ -37,7 +37,8 @@ ENVIRONMENT = {
 }
 """Of a worker, where the user's own says nothing; C libraries read it when a process starts."""
 
-_IMPORTED = ("workflows.worker", "workflows.cluster", "distributed.nanny")
+_IMPORTED = ("workflows.worker", "workflows.cluster", "distributed.nanny", "pipeline.fused", "pipeline.classify")
+"""The last two are numba's: it is imported while the coordinator still plans."""
 _IMPORTED_TO_RUN_TORCH = ("pipeline.engine.torch_engine", "pipeline.network.checkpoint")
 
 _begun = threading.Event()
