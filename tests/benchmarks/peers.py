@@ -99,6 +99,7 @@ def candidates(given: argparse.Namespace, smp: Path) -> list[Candidate]:
         Candidate(kind="network", name=loop, words=peer("loop"), needs=("torch",)),
         Candidate(kind="network", name="TIAToolbox engine", words=peer("tiatoolbox"), needs=("tiatoolbox",)),
         Candidate(kind="crf", name="atrous --crf", words=(*ours, "--crf")),
+        Candidate(kind="crf", name="atrous --crf --precision bf16", words=(*ours, "--crf", "--precision", "bf16")),
     ]
     for name, tool, more in ((monai, "monai", {"sw_batch": batch}), (loop, "loop", {})):
         for crf, how in (("tile", "tiles"), ("halo", "tiles with halo")):
@@ -290,7 +291,7 @@ def main() -> None:
         if any(one.kind == "smp" for one in chosen):
             import_smp(smp)
         with tempfile.TemporaryDirectory(dir=given.folder) as scratch:  # compiles what is compiled once, and fills the file cache
-            for one in [one for one in chosen if one.ours][:2]:
+            for one in [one for one in chosen if one.ours][:3]:
                 run(one, scene, Path(scratch))
         if given.sw_batch is None and any("monai" in one.needs for one in chosen):
             given.sw_batch = probe_batch(scene, given)
