@@ -30,8 +30,8 @@ _SAMPLE_PX = 768
 _SAMPLE_WINDOWS = 4
 """Windows that each thread is timed on."""
 _WARM_UP_PX = 32
-_START_S = 4.0
-"""What a run takes beside its network and CRF: imports, workers, model, the end. Measured 4 s on 2 cores."""
+_START_S = 3.0
+"""What a run takes beside its network and CRF: imports, workers, model, the end. Measured 2.4 to 3 s on 2 cores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
