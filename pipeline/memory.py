@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from pipeline.scene import SceneInfo
     from pipeline.spec import SegmentSpec
 
-_PROCESS_BYTES = 450 * 2**20
-"""Python with torch, zarr, rasterio and distributed loaded: 330 to 400 MiB measured on Linux."""
+_PROCESS_BYTES = 430 * 2**20
+"""Python with zarr, rasterio, distributed and torch loaded: 330 to 400 MiB measured on Linux, 180 to 250 without torch (ADR 26)."""
 _OPENVINO_BYTES = 110 * 2**20
 """OpenVINO itself, and what it needs to convert a network; measured."""
 _WEIGHTS_CONVERTED = 5

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 VERTICES_PER_PIXEL = 1.5
 """What the memory bound expects of a scene, copies at the edges of parts among them."""
-_LOOKUP_BYTES = 80
+_LOOKUP_BYTES = 64
 """Keys and what is sorted with them while the lattice is built, per vertex; what more threads take is less than the states, later."""
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.compiled import compiled
 from pipeline.crf.phase import elevation, phase
-from pipeline.crf.vertices import N_CHUNKS, chains, merge
+from pipeline.crf.vertices import N_CHUNKS, Vertices, chains, merge
 from pipeline.errors import SpecError
 from pipeline.lane_count import N_LANES
 from pipeline.lanes import (
@@ -125,20 +125,31 @@ def embed(
     embedded = list(
         pool.map(lambda strip: _embed_part(flat, valid, strip[0], strip[1], shift, scale, origin, radix, corners), rows_of_parts)
     )
-    vertices = merge(np.concatenate([own for _, _, own in embedded]), radix, pool)
-    rows, copied, copy_chunks = _rows(vertices.numbers, vertices.n_vertices)
+    flat = np.empty(0, np.float32)  # given back, as all else that is done with: memory peaks while vertices are put in order
+    parts = tuple(
+        Part(rows=rows, vertex=ids, weight=weight) for rows, (ids, weight, _) in zip(rows_of_parts, embedded, strict=True)
+    )
     firsts = np.cumsum([0] + [len(own) for _, _, own in embedded])
-    list(pool.map(lambda part, first: _renumber(part[0], rows[first:]), embedded, firsts[:-1]))
+    keys = np.concatenate([own for _, _, own in embedded])
+    del embedded
+    vertices = merge(keys, radix, pool)
+    del keys
+    copied, copy_chunks = _give_rows(parts, firsts, vertices, pool)
     return Lattice(
         n_corners=len(corners),
-        parts=tuple(
-            Part(rows=strip, vertex=ids, weight=weight) for strip, (ids, weight, _) in zip(rows_of_parts, embedded, strict=True)
-        ),
+        parts=parts,
         n_vertices=vertices.n_vertices,
         copied=copied,
         copy_chunks=copy_chunks,
         chains=chains(vertices, radix, pool),
     )
+
+
+def _give_rows(parts: tuple[Part, ...], firsts: Keys, vertices: Vertices, pool: Executor) -> tuple[NDArray[np.int32], Keys]:
+    """Let parts name their corners by rows, not by numbers of their own; return the vertices of copies, and where their chunks begin."""
+    rows, copied, copy_chunks = _rows(vertices.numbers, vertices.n_vertices)
+    list(pool.map(lambda part, first: _renumber(part.vertex, rows[first:]), parts, firsts[:-1]))
+    return copied, copy_chunks
 
 
 def unembedded(valid: NDArray[np.bool_]) -> Lattice:

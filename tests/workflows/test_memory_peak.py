@@ -45,6 +45,7 @@ def test_the_peak_is_flat_and_below_the_bound_by_less_than_a_factor_of_two(
 ) -> None:
     model = tiny_model()
     scenes = [raster(height=height, width=1024, name=f"{height}.tif") for height in (512, 5120)]
+    peak_bytes(scenes[0], model, tmp_path / "first.zarr")  # compiles, and converts with torch: the next ones do not
     peaks = [peak_bytes(scene, model, tmp_path / f"{scene.stem}.zarr") for scene in scenes]
     bounds = [bound_bytes(scene, model) for scene in scenes]
     assert abs(peaks[1] - peaks[0]) < 0.15 * peaks[0]
