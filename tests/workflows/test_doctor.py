@@ -263,10 +263,10 @@ def test_an_engine_that_gives_other_labels_is_a_warning(monkeypatch):
 
 
 def test_a_model_that_does_not_run_is_a_problem(monkeypatch):
-    def fail(_path):
+    def fail(_path, _multiscale):
         raise WeightsError("the file is cut short")
 
-    monkeypatch.setattr(self_test, "load_network", fail)
+    monkeypatch.setattr(self_test, "late_network", fail)
     found = self_test.check_network()
     assert (found.state, found.text) == ("problem", "dubai-mobilenetv2 does not run: the file is cut short")
 
