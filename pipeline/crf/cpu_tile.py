@@ -75,9 +75,8 @@ class CpuTile:
     def refine(self, core: Window) -> NDArray[np.float32]:
         """Run the steps and return the marginals: after the last one, nobody looks at pixels outside ``core``, and they stay behind."""
         height, width = self._valid.shape
-        n_states = (height + 2 * self._rim) * (
-            width + 2 * self._rim
-        ) * self._row + N_LANES  # whole vectors may reach past the last
+        n_pixels = (height + 2 * self._rim) * (width + 2 * self._rim)
+        n_states = n_pixels * self._row + N_LANES  # whole vectors may reach past the last
         before, after = np.zeros(n_states, np.int16), np.zeros(n_states, np.int16)
         splatted = np.zeros(self._lattice.n_rows * self._row, np.float32)
         sliced = np.empty(self._lattice.n_rows * self._row, np.int16)

@@ -54,7 +54,7 @@ class CrfSpec:
     backend: BackendName = "cpu"
     """What minimises. The backends agree on nearly all labels, not on all bytes."""
     stop_below: float = 0.0
-    """Work whose effect on any probability is below this may be left out; 0: none is. pydensecrf leaves out nothing."""
+    """Work whose effect on any probability is below this may be left out; 0: none is, but below 2^-12 with the backend `cpu`."""
     absent_below: float = 0.0
     """A class that nowhere in a tile is more probable than this is left out of it, and gets probability 0; 0: all are kept."""
     skip_above: float = 1.0
