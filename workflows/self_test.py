@@ -17,7 +17,6 @@ from pipeline.engine.engines import open_engine, predict_windows
 from pipeline.engine.protocol import EngineSpec
 from pipeline.errors import PipelineError
 from pipeline.network.late import late_network
-from pipeline.network.model_file import read_model_spec
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.normalise import normalise
 from pipeline.scene import Tile
@@ -64,8 +63,7 @@ def check_network() -> Finding:
 
 def network_labels(spec: EngineSpec) -> NDArray[np.intp]:
     """Return the shipped model's labels of the picture: (side, side) class ids."""
-    path = resolve_model(DEFAULT_MODEL)
-    model, network = late_network(path, read_model_spec(path).multiscale)
+    model, network = late_network(resolve_model(DEFAULT_MODEL))
     engine = open_engine(network, spec, window_px=_SIDE_PX)
     window = Window.of_shape((_SIDE_PX, _SIDE_PX))
     tile = Tile(window=window, pixels=picture(), valid=np.ones(window.shape, bool))

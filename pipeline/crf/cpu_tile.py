@@ -11,7 +11,7 @@ Vertices are blurred and states kept in float16, vertices summed in float32. The
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from pipeline.lane_count import N_LANES, class_groups
 from pipeline.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from concurrent.futures import Executor
 
     from numpy.typing import NDArray
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from pipeline.crf.energy import CrfSpec
     from pipeline.crf.lattice import Part
     from pipeline.lane_count import Groups
+
+Piece = TypeVar("Piece")
 
 LONGEST_REST = 4
 """For how many steps at most a pixel rests that hardly changes."""
@@ -128,10 +130,10 @@ class CpuTile:
         )
 
     def _update(self, values: mean_field.Values, step: mean_field.Step) -> None:
-        def work(i: int) -> None:
-            mean_field.update(self._parts[i], self._kernels, values, step, self._corners, self._groups)
+        def work(part: mean_field.PartPixels) -> None:
+            mean_field.update(part, self._kernels, values, step, self._corners, self._groups)
 
-        self._each(work, len(self._parts))
+        self._each(work, self._parts)
 
     def _blur(self, splatted: NDArray[np.float32], sliced: NDArray[np.int16]) -> None:
         """Blur the sums at vertices, and give every part what it slices."""
@@ -139,11 +141,11 @@ class CpuTile:
         bounds = np.linspace(0, lattice.n_vertices, N_CHUNKS + 1).astype(np.int64)
         copies = (lattice.copied, lattice.n_vertices)
         chunks = lattice.copy_chunks
-        self._each(lambda i: mean_field.narrow(splatted, sliced, bounds[i], bounds[i + 1], groups), N_CHUNKS)
-        self._each(lambda i: mean_field.gather(splatted, sliced, *copies, chunks[i], chunks[i + 1], groups), N_CHUNKS)
+        self._each(lambda i: mean_field.narrow(splatted, sliced, bounds[i], bounds[i + 1], groups), range(N_CHUNKS))
+        self._each(lambda i: mean_field.gather(splatted, sliced, *copies, chunks[i], chunks[i + 1], groups), range(N_CHUNKS))
         for runs, starts in lattice.chains:
-            self._each(partial(_blur_chunk, sliced, runs, starts.tolist(), groups), N_CHUNKS)
-        self._each(lambda i: mean_field.spread(sliced, *copies, chunks[i], chunks[i + 1], groups), N_CHUNKS)
+            self._each(partial(_blur_chunk, sliced, runs, starts.tolist(), groups), range(N_CHUNKS))
+        self._each(lambda i: mean_field.spread(sliced, *copies, chunks[i], chunks[i + 1], groups), range(N_CHUNKS))
 
     def _marginals(self, states: NDArray[np.int16], core: Window) -> NDArray[np.float32]:
         refined = self._probabilities.copy()
@@ -153,12 +155,12 @@ class CpuTile:
             rows = (max(part.rows[0], core.row_off), min(part.rows[1], core.row_end))
             mean_field.marginals(states, self._kernels, rows, columns, self._groups, refined)
 
-        list(self._pool.map(work, self._lattice.parts))
+        self._each(work, self._lattice.parts)
         return refined
 
-    def _each(self, work: Callable[[int], object], n: int) -> None:
+    def _each(self, work: Callable[[Piece], object], pieces: Iterable[Piece]) -> None:
         """Do independent pieces of work at the same time, and wait for all."""
-        list(self._pool.map(work, range(n)))
+        list(self._pool.map(work, pieces))
 
 
 def _blur_chunk(sliced: NDArray[np.int16], runs: NDArray[np.int32], ends: list[int], groups: Groups, chunk: int) -> None:

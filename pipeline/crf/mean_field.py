@@ -93,7 +93,7 @@ class Kernels(NamedTuple):
     costs_of_last: NDArray[np.float32]
     """(classes,): cost of a class beside the last; empty for Potts."""
     rest_below: np.float32
-    """A pixel whose state changed by less rests; 0: none does."""
+    """A pixel whose state changed by less rests."""
     longest_rest: np.uint8
     """It rests for one step the first time, for two the second, up to so many."""
 
@@ -344,13 +344,12 @@ def _settle(
             change = subtract(load_half(after, here + lane, few), load_half(before, here + lane, few))
             most, together = maximum(most, magnitude(change)), add(together, change)
             store(all_scores, scores + lane, change)
-        if rest_below > 0:
-            pixel = pixels[at]
-            if max(largest(most), abs(total(together))) < rest_below:
-                calm[pixel] = min(calm[pixel] + np.uint8(1), longest_rest)
-                rests[pixel] = calm[pixel]
-            else:
-                calm[pixel] = 0
+        pixel = pixels[at]
+        if max(largest(most), abs(total(together))) < rest_below:
+            calm[pixel] = min(calm[pixel] + np.uint8(1), longest_rest)
+            rests[pixel] = calm[pixel]
+        else:
+            calm[pixel] = 0
 
 
 @compiled

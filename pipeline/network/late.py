@@ -42,22 +42,23 @@ class LateNetwork:
 
 def late_network(
     path: Path,
-    multiscale: MultiScaleSpec,
+    multiscale: MultiScaleSpec | None = None,
     *,
     mode: ImagePooling | None = None,
     scene_means: tuple[tuple[float, ...], ...] = (),
 ) -> tuple[ModelSpec, LateNetwork]:
     """Return what a model file says of itself, and its network as `pipeline.network.image_pooling.assemble` makes it.
 
-    Raises WeightsError where there is no such description.
+    Without ``multiscale`` it has the model's own scales. Raises WeightsError where there is no such description.
     """
     model = read_model_spec(path)
+    scales = multiscale or model.multiscale
 
     def load() -> MultiScale:
         from pipeline.network.checkpoint import load_network  # noqa: PLC0415  (torch)
         from pipeline.network.image_pooling import assemble  # noqa: PLC0415  (torch)
 
         _, network = load_network(path)
-        return assemble(network, multiscale, mode=mode, scene_means=scene_means)
+        return assemble(network, scales, mode=mode, scene_means=scene_means)
 
-    return model, LateNetwork(spec=model.network, multiscale=multiscale, load=load)
+    return model, LateNetwork(spec=model.network, multiscale=scales, load=load)

@@ -263,7 +263,7 @@ def test_an_engine_that_gives_other_labels_is_a_warning(monkeypatch):
 
 
 def test_a_model_that_does_not_run_is_a_problem(monkeypatch):
-    def fail(_path, _multiscale):
+    def fail(_path):
         raise WeightsError("the file is cut short")
 
     monkeypatch.setattr(self_test, "late_network", fail)
