@@ -17,7 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.grid import LARGEST_BLOCK_PX, Lattice
+from pipeline.grid import LARGEST_BLOCK_PX, Blocks, Lattice
 from pipeline.network.footprint import margin_px, peak_activation_bytes
 from pipeline.network.scales import unit_px
 from pipeline.spec import Blend, GridSpec
@@ -36,7 +36,7 @@ _WINDOWS_PX = (1024, 2304)
 _WINDOW_BYTES = 7 * 2**28
 """Activations of one window in float32, bytes: a network with many of them gets smaller windows."""
 _NEARLY = 1.05
-"""Of windows that cost so little more than the cheapest, the largest is taken."""
+"""Of windows that cost so little more than the cheapest, the largest is taken, less what its last row and column have outside."""
 _LEAST_PX = 32
 _SAMPLE_PX = 512
 _BLOCKS_PX = (LARGEST_BLOCK_PX, 3072, 2048, 1024)
@@ -152,4 +152,16 @@ def _window(
     low = max(min(_WINDOWS_PX[0], whole, high) // unit * unit, least)
     cost = {px: coverage(shape, window_px=px, overlap_px=overlap_px) for px in range(low, high + 1, unit)}
     cheapest = min(cost.values())
-    return max(px for px, times in cost.items() if times <= _NEARLY * cheapest)
+    largest = max(px for px, times in cost.items() if times <= _NEARLY * cheapest)
+    whole, most = _work(shape, largest, overlap_px)
+    return min(px for px in cost if (done := _work(shape, px, overlap_px))[0] == whole and done[1] <= most)
+
+
+def _work(shape: tuple[int, int], window_px: int, overlap_px: int) -> tuple[tuple[int, int], int]:
+    """Return how many (rows, columns) of windows cover a scene, and the pixels of the windows of all blocks, each for itself."""
+    lattice = Lattice(shape=shape, size_px=window_px, step_px=window_px - overlap_px)
+    blocks = Blocks(shape=shape, block_px=LARGEST_BLOCK_PX)
+    rows = sum(len(lattice.touching(blocks.window((row, 0)))) for row in range(blocks.n_rows))
+    cols = sum(len(lattice.touching(blocks.window((0, col)))) for col in range(blocks.n_cols))
+    first = len(lattice.touching(blocks.window((0, 0))))
+    return (lattice.n_rows, lattice.n_cols), rows * cols * window_px**2 // first

@@ -5,6 +5,7 @@ from factories import tiny_model_spec
 
 from pipeline.blend import check_grid
 from pipeline.errors import SpecError
+from pipeline.grid import Lattice
 from pipeline.network.model_file import read_model_spec
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.network.receptive_field import margin_px
@@ -29,6 +30,22 @@ def test_a_large_scene_is_covered_at_most_1_35_times_by_the_shipped_model(shape)
     assert coverage(shape, window_px=grid.window_px, overlap_px=grid.overlap_px) <= 1.35
     assert 1024 <= grid.window_px <= 2304
     assert (grid.overlap_px, grid.block_px) == (256, 4096)
+
+
+def test_a_window_is_no_larger_than_its_number_needs():
+    assert chosen((4096, 8192)).window_px == 2240, "2 x 2240 - 256 rows, 4 x 2240 - 3 x 256 columns: just the scene"
+
+
+def test_a_window_stays_larger_where_blocks_would_see_more_of_smaller_ones():
+    shape, smaller = (30_000, 40_000), 2256
+    grid = chosen(shape)
+    counts = [
+        (lattice.n_rows, lattice.n_cols)
+        for px in (grid.window_px, smaller)
+        for lattice in [Lattice(shape=shape, size_px=px, step_px=px - grid.overlap_px)]
+    ]
+    assert counts[0] == counts[1], "so many cover the scene as well"
+    assert grid.window_px == 2304, "two steps are a block: fewer windows lie on the edges of blocks"
 
 
 @pytest.mark.parametrize("name", variant_names())
