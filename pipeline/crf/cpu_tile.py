@@ -60,7 +60,10 @@ class CpuTile:
         stencil = taps(spec.theta_gamma) if spec.w_smoothness > 0 else np.ones(1, np.float32)
         self._rim = len(stencil) // 2
         norm = smoothness_norm(valid, stencil, pool)
-        self._lattice = self._embed(guide, norm, offset_px)
+        self._lattice = self._embed(guide, offset_px)
+        norms = list(pool.map(lambda part: visited(norm[slice(*part.rows)], valid[slice(*part.rows)]), self._lattice.parts))
+        if self._lattice.n_corners:
+            normalise_weights(self._lattice, norms, pool)
         self._corners = (0,) * self._lattice.n_corners
         self._kernels = mean_field.Kernels(
             valid=valid,
@@ -72,7 +75,7 @@ class CpuTile:
             rest_below=np.float32(max(spec.stop_below, _UNSEEN)),
             longest_rest=np.uint8(LONGEST_REST),
         )
-        self._parts = list(pool.map(self._part, self._lattice.parts, whole_messages(self._lattice, self._kernels, pool)))
+        self._parts = list(pool.map(self._part, self._lattice.parts, whole_messages(self._lattice, self._kernels, norms, pool)))
 
     def refine(self, core: Window) -> NDArray[np.float32]:
         """Run the steps and return the marginals: after the last one, nobody looks at pixels outside ``core``, and they stay behind."""
@@ -100,14 +103,12 @@ class CpuTile:
             for number, one in enumerate(moving)
         ]
 
-    def _embed(self, guide: NDArray[np.float32], norm: NDArray[np.float32], offset_px: tuple[int, int]) -> Lattice:
+    def _embed(self, guide: NDArray[np.float32], offset_px: tuple[int, int]) -> Lattice:
         spec = self._spec
         if spec.w_appearance == 0:
             return unembedded(self._valid)
         thetas = {"theta_px": spec.theta_alpha, "theta": spec.theta_beta}
-        lattice = embed(guide, self._valid, **thetas, offset_px=offset_px, pool=self._pool)
-        normalise_weights(lattice, self._valid, norm, self._pool)
-        return lattice
+        return embed(guide, self._valid, **thetas, offset_px=offset_px, pool=self._pool)
 
     def _costs(self) -> dict[str, NDArray[np.float32]]:
         """Return the compatibility matrix as `Kernels` has it: rows of lanes, and what the last class costs; empty for Potts."""
@@ -148,10 +149,11 @@ class CpuTile:
         self._each(lambda i: mean_field.spread(sliced, *copies, chunks[i], chunks[i + 1], groups), range(N_CHUNKS))
 
     def _marginals(self, states: NDArray[np.int16], core: Window) -> NDArray[np.float32]:
-        refined = self._probabilities.copy()
+        refined = np.empty_like(self._probabilities)
         columns = (core.col_off, core.col_end)
 
         def work(part: Part) -> None:
+            refined[:, slice(*part.rows)] = self._probabilities[:, slice(*part.rows)]
             rows = (max(part.rows[0], core.row_off), min(part.rows[1], core.row_end))
             mean_field.marginals(states, self._kernels, rows, columns, self._groups, refined)
 

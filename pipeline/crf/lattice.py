@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.compiled import compiled
 from pipeline.crf.phase import elevation, phase
-from pipeline.crf.vertices import N_CHUNKS, Vertices, chains, merge
+from pipeline.crf.vertices import N_CHUNKS, chains, merge
 from pipeline.errors import SpecError
 from pipeline.lane_count import N_LANES
 from pipeline.lanes import (
@@ -134,22 +134,19 @@ def embed(
     del embedded
     vertices = merge(keys, radix, pool)
     del keys
-    copied, copy_chunks = _give_rows(parts, firsts, vertices, pool)
+    given_rows = pool.submit(_rows, vertices.numbers, vertices.n_vertices)  # meanwhile the other threads look for neighbours
+    found = chains(vertices, radix, pool)
+    rows, copied, copy_chunks = given_rows.result()
+    # parts name their corners by rows from now on, not by numbers of their own
+    list(pool.map(lambda part, first: _renumber(part.vertex, rows[first:]), parts, firsts[:-1]))
     return Lattice(
         n_corners=len(corners),
         parts=parts,
         n_vertices=vertices.n_vertices,
         copied=copied,
         copy_chunks=copy_chunks,
-        chains=chains(vertices, radix, pool),
+        chains=found,
     )
-
-
-def _give_rows(parts: tuple[Part, ...], firsts: Keys, vertices: Vertices, pool: Executor) -> tuple[NDArray[np.int32], Keys]:
-    """Let parts name their corners by rows, not by numbers of their own; return the vertices of copies, and where their chunks begin."""
-    rows, copied, copy_chunks = _rows(vertices.numbers, vertices.n_vertices)
-    list(pool.map(lambda part, first: _renumber(part.vertex, rows[first:]), parts, firsts[:-1]))
-    return copied, copy_chunks
 
 
 def unembedded(valid: NDArray[np.bool_]) -> Lattice:

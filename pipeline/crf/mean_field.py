@@ -169,7 +169,8 @@ def update(part: PartPixels, kernels: Kernels, values: Values, step: Step, corne
             if step.first:
                 _score_alone(part, run, n, groups)
             else:
-                _smooth(values.before, start, pitch, row, (stop - cell) * row, kernels.taps, run.smoothed)
+                needed = (run.columns[0] * row, (run.columns[n - 1] + 1) * row)
+                _smooth(values.before, start, pitch, row, needed, kernels.taps, run.smoothed)
                 _score(part, kernels, values, run, n, norms, corners, groups)
             _settle(part, kernels, values, start + rim * (pitch + row), run, n, norms, groups)
             if not step.last:
@@ -202,16 +203,18 @@ def _active(
 
 
 @compiled
-def _smooth(states: NDArray[np.int16], start: int, pitch: int, row: int, length: int, taps: Floats, smoothed: Floats) -> None:
-    """Sum a run of states and those above and below it, and then each of these sums and those beside it."""
+def _smooth(
+    states: NDArray[np.int16], start: int, pitch: int, row: int, needed: tuple[int, int], taps: Floats, smoothed: Floats
+) -> None:
+    """Sum the needed states of a run and those above and below them, and then each of these sums and those beside it."""
     rim = len(taps) // 2
-    for lane in range(0, length + 2 * rim * row, N_LANES):
+    for lane in range(needed[0], needed[1] + 2 * rim * row, N_LANES):
         at = start + lane
         value = multiply(load_half(states, at), broadcast(taps[0]))
         for tap in range(1, len(taps)):
             value = multiply_add(load_half(states, at + tap * pitch), broadcast(taps[tap]), value)
         store(smoothed, lane, value)
-    for lane in range(0, length, N_LANES):
+    for lane in range(needed[0], needed[1], N_LANES):
         value = multiply(load(smoothed, lane), broadcast(taps[0]))
         for tap in range(1, len(taps)):
             value = multiply_add(load(smoothed, lane + tap * row), broadcast(taps[tap]), value)

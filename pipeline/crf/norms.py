@@ -5,6 +5,7 @@ As pydensecrf's symmetric normalisation: k_ij / sqrt(n_i n_j) with n_i = sum_j k
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,28 +42,21 @@ def smoothness_norm(valid: NDArray[np.bool_], taps: Floats, pool: Executor) -> F
     return norm
 
 
-def normalise_weights(lattice: Lattice, valid: NDArray[np.bool_], norm: Floats, pool: Executor) -> None:
-    """Multiply the weights of every pixel by 1 / sqrt(n) of the appearance kernel and divide them by ``norm``, in place.
+def normalise_weights(lattice: Lattice, norms: list[Floats], pool: Executor) -> None:
+    """Multiply the weights of every pixel by 1 / sqrt(n) of the appearance kernel and divide them by its norm, in place.
 
-    States carry ``norm`` of the smoothness kernel; so both kernels are applied to the same states.
+    States carry the norms of the smoothness kernel, given as `visited` gives them; so both kernels are applied to the same states.
     """
     corners, scale = tuple(range(lattice.n_corners)), np.float32(lattice.scale)
-    values = _filtered(lattice, [np.ones(len(part.weight) // len(corners), np.float32) for part in lattice.parts], pool)
-
-    def work(part: Part) -> None:
-        density = _sliced(part.vertex, part.weight, values, corners)
-        rows = slice(*part.rows)
-        _scale(part.weight, 1.0 / (np.sqrt(scale * density + np.float32(_TINY)) * visited(norm[rows], valid[rows])), corners)
-
-    list(pool.map(work, lattice.parts))
+    values = _filtered(lattice, [np.ones_like(own) for own in norms], pool)
+    list(pool.map(lambda part, own: _scale(part.vertex, part.weight, values, own, scale, corners), lattice.parts, norms))
 
 
-def whole_messages(lattice: Lattice, kernels: Kernels, pool: Executor) -> list[Floats]:
+def whole_messages(lattice: Lattice, kernels: Kernels, norms: list[Floats], pool: Executor) -> list[Floats]:
     """Return what both kernels bring a pixel of all classes together, whose states add up to its norm: (pixels,) float32 by part."""
     valid, norm = kernels.valid, kernels.norm
     corners = tuple(range(lattice.n_corners))
-    states = np.where(valid, norm, np.float32(0.0))
-    norms = list(pool.map(lambda part: visited(norm[slice(*part.rows)], valid[slice(*part.rows)]), lattice.parts))
+    states = norm if valid.all() else np.where(valid, norm, np.float32(0.0))
     values = _filtered(lattice, norms, pool) if corners else np.empty(0, np.float32)
 
     def work(part: Part, own: Floats) -> Floats:
@@ -140,10 +134,17 @@ def _sliced(vertex: NDArray[np.int32], weight: Floats, values: Floats, corners: 
 
 
 @compiled
-def _scale(weight: Floats, factor: Floats, corners: tuple[int, ...]) -> None:
-    for pixel in range(len(factor)):
+def _scale(
+    vertex: NDArray[np.int32], weight: Floats, values: Floats, norms: Floats, scale: np.float32, corners: tuple[int, ...]
+) -> None:
+    for pixel in range(len(norms)):
+        density = float32(0.0)
         for k in range(len(corners)):
-            weight[pixel * len(corners) + k] *= factor[pixel]
+            corner = pixel * len(corners) + k
+            density += weight[corner] * values[vertex[corner]]
+        factor = float32(1.0) / (math.sqrt(scale * density + float32(_TINY)) * norms[pixel])
+        for k in range(len(corners)):
+            weight[pixel * len(corners) + k] *= factor
 
 
 @compiled
