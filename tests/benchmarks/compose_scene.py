@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 STRIP_PX = 1024
 PIECE_PX = 1024
 """Side of the pieces that a mosaic is laid out of; no multiple of it is a period of the scene."""
+MOST_STEP = 16
+"""What an edge counts for as detail at most."""
 PARTS_PER_SIDE = 3
 """A dubai tile is a seamless grid of so many images on each side."""
 
@@ -54,6 +56,27 @@ def compose_mosaic(folder: Path, dest: Path, *, height: int, width: int, seed: i
                 mosaic = mosaics[rng.choice(len(mosaics), p=shares / shares.sum())]
                 piece = _random_piece(mosaic, rng)[:, : height - row, : width - col]
                 target.write(piece, window=RasterioWindow(col, row, piece.shape[2], piece.shape[1]))
+
+
+def cut(source: Path, dest: Path, place: Window) -> None:
+    """Write ``dest``, a tiled GeoTIFF of the pixels of ``source`` within ``place``."""
+    part = RasterioWindow(place.col_off, place.row_off, place.width, place.height)
+    with rasterio.open(source) as scene:
+        profile = {"count": scene.count, "dtype": scene.dtypes[0], "height": place.height, "width": place.width}
+        with _create(dest, profile) as target:
+            target.write(scene.read(window=part))
+
+
+def busiest(source: Path, side: int) -> Window:
+    """Return the square of ``side`` px, of those that the scene is cut into, with the most detail: differences of neighbours in a row."""
+    detail = {}
+    with rasterio.open(source) as scene:
+        for row in range(0, scene.height - side + 1, side):
+            for col in range(0, scene.width - side + 1, side):
+                pixels = scene.read(window=RasterioWindow(col, row, side, side)).astype(np.int16)
+                steps = np.minimum(np.abs(np.diff(pixels, axis=2)), MOST_STEP)
+                detail[Window(row_off=row, col_off=col, height=side, width=side)] = float(steps.mean())
+    return max(detail, key=detail.__getitem__)
 
 
 def read_tile(tile: Path) -> NDArray[np.uint8]:

@@ -6,6 +6,9 @@
 The scene is composed of pieces of real tiles, or of mirrored copies of the sample scene where ``--data`` is left out. ``atrous segment`` is
 killed with all its processes (SIGKILL) as soon as half of the blocks are in the journal, ``atrous resume`` goes on, ``atrous verify``
 checks the output. Prints a table, and keeps the memory of coordinator and workers over time as CSV and as a chart.
+
+A piece of the scene of 33 Mpx is segmented before, so that the memory of a small and a large run can be compared within one run. Memory
+follows detail as well (the CRF's vertices), so it is the piece that has the scene's CRF tile of most detail.
 """
 
 from __future__ import annotations
@@ -28,12 +31,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import torch
-from compose_scene import compose, compose_mosaic
+from compose_scene import busiest, compose, compose_mosaic, cut
 from rasterio.errors import NotGeoreferencedWarning
 from watch import Watched, checked, watch
 
 import cli
 from pipeline.chart import BLUE, GREY, ORANGE, Panel, Series, draw_chart
+from pipeline.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +47,10 @@ if TYPE_CHECKING:
 ATROUS = [sys.executable, "-m", "cli"]
 EXIT_USAGE = 2
 MIB = 2**20
+PIECE_SHAPE = (4096, 8192)
+"""Of the piece that is segmented for comparison, px."""
+TILE_PX = 2048
+"""Side of a CRF tile."""
 MOST_POINTS = 2000
 """Of a line in the chart."""
 
@@ -135,6 +143,15 @@ def count_lines(journal: Path) -> int:
         return 0
 
 
+def segment_piece(scene: Path, options: list[str], folder: Path) -> Watched:
+    """Segment the piece of the scene that has its busiest tile."""
+    piece, tile = folder / "piece.tif", busiest(scene, TILE_PX)
+    rows, cols = (start // size * size for start, size in zip((tile.row_off, tile.col_off), PIECE_SHAPE, strict=True))
+    cut(scene, piece, Window(row_off=rows, col_off=cols, height=PIECE_SHAPE[0], width=PIECE_SHAPE[1]))
+    words = [*ATROUS, "segment", str(piece), str(folder / "piece.zarr"), "--quiet", *options]
+    return checked(watch(words), words)
+
+
 def compose_square(given: argparse.Namespace, scene: Path) -> float:
     """Write the scene; return the seconds that took."""
     started = time.perf_counter()
@@ -178,6 +195,7 @@ def measure(given: argparse.Namespace, folder: Path) -> tuple[list[tuple[str, st
     scene, out, options = folder / "scene.tif", folder / "out.zarr", given.options or ["--crf"]
     journal = folder / "out.zarr.run" / "journal.jsonl"
     composed_s = compose_square(given, scene)
+    small = segment_piece(scene, options, folder) if given.side > max(PIECE_SHAPE) else None
     plan, curve = plan_of(scene, options), Curve(journal)
     n_blocks, n_workers = plan["n_blocks"], plan["workers"]["n"]
     words = [*ATROUS, "segment", str(scene), str(out), "--quiet", "--json", *options]
@@ -210,11 +228,29 @@ def measure(given: argparse.Namespace, folder: Path) -> tuple[list[tuple[str, st
         ("peak of the coordinator (resident)", f"{max(run.coordinator_peak_bytes for run in runs) / MIB:.0f} MiB"),
         ("peak of all processes (proportional)", f"{max(run.peak_bytes for run in runs) / MIB:.0f} MiB"),
         ("growth", curve.growth()),
+        *beside(small, max(run.worker_peak_bytes for run in runs), max(run.peak_bytes for run in runs)),
         ("stages", stages(summary)),
         ("output", f"{size_of(out) / 1e9:.2f} GB"),
         ("verify", verify(out)),
     ]
     return rows, curve
+
+
+def beside(small: Watched | None, worker_bytes: int, all_bytes: int) -> list[tuple[str, str]]:
+    """Tell how much more memory the whole scene took than a piece of it."""
+    if small is None:
+        return []
+    height, width = PIECE_SHAPE
+    return [
+        (
+            f"a piece of {height} x {width} px, {height * width / 1e6:.1f} Mpx, with its busiest tile",
+            f"{small.seconds:.1f} s; worker {small.worker_peak_bytes / MIB:.0f} MiB, all {small.peak_bytes / MIB:.0f} MiB",
+        ),
+        (
+            "more memory than the piece",
+            f"worker {100 * (worker_bytes / small.worker_peak_bytes - 1):+.1f} %, all {100 * (all_bytes / small.peak_bytes - 1):+.1f} %",
+        ),
+    ]
 
 
 def stages(summary: dict[str, Any]) -> str:

@@ -8,18 +8,24 @@ ours, with as many windows at once as cores. Both end with probabilities of all 
 at scale 1, 21 classes. Every round runs each candidate once, in turn; speeds and ratios are medians over rounds. The matrix rate is the
 best of torch's products of square matrices of several sizes, on all cores; an engine is held against the rate of its own precision. GFLOP
 are counted in the network as it is written (two per multiplication with addition), whatever an engine does to compute it.
+
+Eager torch asks the C library for the memory of every activation and gives it back, which maps it anew each time. Workers of atrous keep
+freed memory, so candidates run in two processes: engines in one that is set up as a worker, eager torch in one that is set up as a script,
+and once more beside the engines, to show what that setting alone does for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import multiprocessing
 import os
 import platform
 import re
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +43,7 @@ from pipeline.network.late import LateNetwork
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.network.variants import variant, variant_names
+from workflows.fork_server import ENVIRONMENT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
 
 THREADS = os.cpu_count() or 1
 EAGER = "eager"
+KEPT = "eager, freed memory kept"
 MATRIX_SIDES = (1024, 2048, 4096)
 MATRIX_TRIES = 5
 
@@ -101,46 +109,98 @@ def eager(network: DeepLab, windows: NDArray[np.float32]) -> object:
         return [torch.softmax(network(torch.from_numpy(window[np.newaxis])), 1) for window in windows]
 
 
-def measure(network: DeepLab, given: argparse.Namespace) -> dict[str, Measured]:
+class Candidates:
+    """What one process runs: eager torch, and engines."""
+
+    def __init__(self, name: str, names: list[str], window_px: int) -> None:
+        network = makers()[name]()
+        rng = np.random.default_rng(0)
+        self._windows = rng.normal(size=(2 * THREADS, network.spec.n_bands, window_px, window_px)).astype(np.float32)
+        self._runs = {name: (len(self._windows), run) for name, run in engines(network, names, window_px).items()}
+        self._runs[EAGER] = (1, lambda windows: eager(network, windows))
+
+    @property
+    def names(self) -> list[str]:
+        """Those that can run here."""
+        return list(self._runs)
+
+    def mpx_per_s(self, name: str) -> float:
+        """Run one once."""
+        n_windows, run = self._runs[name]
+        started = time.perf_counter()
+        run(self._windows[:n_windows])
+        return self._windows[:n_windows, 0].size / 1e6 / (time.perf_counter() - started)
+
+
+_here: list[Candidates] = []
+"""Those of this process, if it is one that measures."""
+
+
+def prepare(name: str, names: list[str], window_px: int) -> list[str]:
+    """Make ready for a network, in a process that measures; return what can run."""
+    _here.clear()
+    gc.collect()
+    _here.append(Candidates(name, names, window_px))
+    return _here[0].names
+
+
+def run_once(name: str) -> float:
+    """Run a candidate once, in a process that measures: Mpx/s."""
+    return _here[0].mpx_per_s(name)
+
+
+def measure(
+    name: str, as_script: ProcessPoolExecutor, as_worker: ProcessPoolExecutor, given: argparse.Namespace
+) -> dict[str, Measured]:
     """Time one network under all candidates."""
-    side, rng = given.window, np.random.default_rng(0)
-    windows = rng.normal(size=(2 * THREADS, network.spec.n_bands, side, side)).astype(np.float32)
-    candidates: dict[str, tuple[NDArray[np.float32], Callable[[NDArray[np.float32]], object]]]
-    candidates = {EAGER: (windows[:1], lambda some: eager(network, some))}
-    for name, run in engines(network, given.engines.split(","), side).items():
-        candidates[name] = (windows, run)
-    speeds: dict[str, list[float]] = {name: [] for name in candidates}
+    as_script.submit(prepare, name, [], given.window).result()
+    found = as_worker.submit(prepare, name, given.engines.split(","), given.window).result()
+    places = {EAGER: (as_script, EAGER), **{KEPT if one == EAGER else one: (as_worker, one) for one in found}}
+    speeds: dict[str, list[float]] = {one: [] for one in places}
     for turn in range(given.rounds + 1):
-        for name, (some, run) in candidates.items():
-            started = time.perf_counter()
-            run(some)  # the first round warms up
-            seconds = time.perf_counter() - started
+        for one, (pool, candidate) in places.items():
+            speed = pool.submit(run_once, candidate).result()  # the first round warms up
             if turn:
-                speeds[name].append(len(some) * side**2 / 1e6 / seconds)
+                speeds[one].append(speed)
     return {
-        name: Measured(
+        one: Measured(
             mpx_per_s=statistics.median(values),
             times=statistics.median(own / other for own, other in zip(values, speeds[EAGER], strict=True)),
         )
-        for name, values in speeds.items()
+        for one, values in speeds.items()
     }
 
 
-def networks(pattern: str) -> dict[str, Callable[[], DeepLab]]:
-    """Return what makes each network whose name holds the pattern: the shipped one first, then all named variants."""
-    makers: dict[str, Callable[[], DeepLab]] = {DEFAULT_MODEL: lambda: load_network(resolve_model(DEFAULT_MODEL))[1]}
+def started(environment: dict[str, str]) -> ProcessPoolExecutor:
+    """Return a process that was started with some more settings, and none of those for malloc that this one has."""
+    before = dict(os.environ)
+    for name in ENVIRONMENT:
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    try:
+        pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        pool.submit(os.getpid).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return pool
+
+
+def makers() -> dict[str, Callable[[], DeepLab]]:
+    """Return what makes each network by name: the shipped one first, then all named variants."""
+    found: dict[str, Callable[[], DeepLab]] = {DEFAULT_MODEL: lambda: load_network(resolve_model(DEFAULT_MODEL))[1]}
     for name in variant_names():
-        makers[name] = lambda name=name: build_network(variant(name).network).eval()
-    return {name: make for name, make in makers.items() if re.search(pattern, name)}
+        found[name] = lambda name=name: build_network(variant(name).network).eval()
+    return found
 
 
 def row(name: str, gflop: float, measured: dict[str, Measured], rates: dict[str, float], names: list[str]) -> str:
     """Return one line of the table."""
     cells = [name, f"{gflop:.1f}", f"{measured[EAGER].mpx_per_s:.3f}", share(gflop, measured[EAGER], rates["fp32"])]
-    for engine in names:
-        if engine in measured:
-            one = measured[engine]
-            cells += [f"{one.mpx_per_s:.3f}", f"**{one.times:.1f}**", share(gflop, one, rates[engine.split()[1]])]
+    for candidate in (KEPT, *names):
+        if candidate in measured:
+            one, precision = measured[candidate], "fp32" if candidate == KEPT else candidate.split()[1]
+            cells += [f"{one.mpx_per_s:.3f}", f"**{one.times:.1f}**", share(gflop, one, rates[precision])]
         else:
             cells += ["-"] * 3
     return f"| {' | '.join(cells)} |"
@@ -167,15 +227,15 @@ def main() -> None:
     )
     names = given.engines.split(",")
     columns = ["network", "GFLOP per Mpx", "eager, Mpx/s", "of the fp32 rate"]
-    columns += [column for name in names for column in (f"{name}, Mpx/s", "times eager", "of the rate")]
+    columns += [column for name in (KEPT, *names) for column in (f"{name}, Mpx/s", "times eager", "of the rate")]
     sys.stdout.write(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n")
-    for name, make in networks(given.variants).items():
-        network = make()
-        gflop = flop_per_pixel(network.spec) / 1000
-        sys.stdout.write(row(name, gflop, measure(network, given), rates, names) + "\n")
-        sys.stdout.flush()
-        del network
-        gc.collect()
+    kept = {name: value for name, value in ENVIRONMENT.items() if name.startswith("MALLOC_")}
+    with started({}) as as_script, started(kept) as as_worker:
+        for name, make in makers().items():
+            if re.search(given.variants, name):
+                gflop = flop_per_pixel(make().spec) / 1000
+                sys.stdout.write(row(name, gflop, measure(name, as_script, as_worker, given), rates, names) + "\n")
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":

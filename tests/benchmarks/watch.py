@@ -1,8 +1,11 @@
 """How long does a command take, and how much memory do its processes hold meanwhile?
 
-``watch`` starts a command in a process group of its own and looks at its whole tree of processes every half second. Two kinds of figures:
+``watch`` starts a command in a process group of its own and looks at its whole tree of processes every two seconds. Two kinds of figures:
 proportional size (PSS: memory shared by processes is divided among them, so that it can be summed) at each look, and the highest
 resident size of each process (VmHWM, kept by the kernel, so that nothing between two looks is missed).
+
+To tell the proportional size of some GiB the kernel walks a million pages, while the process waits for memory that it asks for: a look a
+second slowed a run down by a tenth. So a process is asked for it only where its resident size changed by more than a hundredth.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 POLL_S = 2.0
+_SAME = 0.01
+"""Resident sizes that differ by less are one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +68,7 @@ class Watched:
 
 def watch(words: list[str], *, poll_s: float = POLL_S, stop_when: Callable[[Look], bool] = lambda _look: False) -> Watched:
     """Run a command to its end, or kill its whole process group at the first look for which ``stop_when`` is true."""
-    looks, peaks = [], _Peaks()
+    looks, seen = [], _Seen()
     started = time.perf_counter()
     with (
         tempfile.TemporaryFile("w+") as output,
@@ -71,7 +76,7 @@ def watch(words: list[str], *, poll_s: float = POLL_S, stop_when: Callable[[Look
     ):
         try:
             while (code := process.poll()) is None:
-                look = _look(process.pid, time.perf_counter() - started, peaks)
+                look = _look(process.pid, time.perf_counter() - started, seen)
                 looks.append(look)
                 if stop_when(look):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -87,8 +92,8 @@ def watch(words: list[str], *, poll_s: float = POLL_S, stop_when: Callable[[Look
         stdout=text,
         seconds=seconds,
         looks=tuple(looks),
-        coordinator_peak_bytes=peaks.coordinator_bytes,
-        worker_peak_bytes=peaks.worker_bytes,
+        coordinator_peak_bytes=seen.coordinator_peak,
+        worker_peak_bytes=seen.worker_peak,
     )
 
 
@@ -99,11 +104,24 @@ def checked(watched: Watched, words: list[str]) -> Watched:
     return watched
 
 
-class _Peaks:
-    """The highest resident sizes seen so far, bytes."""
+class _Seen:
+    """What was seen of the processes so far; sizes in bytes."""
 
-    coordinator_bytes = 0
-    worker_bytes = 0
+    def __init__(self) -> None:
+        self.coordinator_peak = 0
+        """Highest resident size of the command itself."""
+        self.worker_peak = 0
+        """The same of any worker."""
+        self._known: dict[int, tuple[int, int]] = {}
+
+    def proportional(self, pid: int) -> int:
+        """Return the proportional size of a process, as it was when its resident size was last as it is now."""
+        resident = _kib(pid, "status", "VmRSS:")
+        then, size = self._known.get(pid, (0, 0))
+        if abs(resident - then) > _SAME * resident:
+            size = _kib(pid, "smaps_rollup", "Pss:")
+            self._known[pid] = (resident, size)
+        return size
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
@@ -114,17 +132,17 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
         return
 
 
-def _look(pid: int, seconds: float, peaks: _Peaks) -> Look:
+def _look(pid: int, seconds: float, seen: _Seen) -> Look:
     coordinator, workers, others = 0, [], 0
     for process in _tree(pid):
-        size = _kib(process.pid, "smaps_rollup", "Pss:")
+        size = seen.proportional(process.pid)
         high = _kib(process.pid, "status", "VmHWM:")
         if process.pid == pid:
             coordinator = size
-            peaks.coordinator_bytes = max(peaks.coordinator_bytes, high)
+            seen.coordinator_peak = max(seen.coordinator_peak, high)
         elif is_worker(process):
             workers.append(size)
-            peaks.worker_bytes = max(peaks.worker_bytes, high)
+            seen.worker_peak = max(seen.worker_peak, high)
         else:
             others += size
     return Look(
