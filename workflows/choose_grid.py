@@ -153,8 +153,8 @@ def _window(
     cost = {px: coverage(shape, window_px=px, overlap_px=overlap_px) for px in range(low, high + 1, unit)}
     cheapest = min(cost.values())
     largest = max(px for px, times in cost.items() if times <= _NEARLY * cheapest)
-    whole, most = _work(shape, largest, overlap_px)
-    return min(px for px in cost if (done := _work(shape, px, overlap_px))[0] == whole and done[1] <= most)
+    n_covering, most = _work(shape, largest, overlap_px)
+    return min(px for px in cost if (done := _work(shape, px, overlap_px))[0] == n_covering and done[1] <= most)
 
 
 def _work(shape: tuple[int, int], window_px: int, overlap_px: int) -> tuple[tuple[int, int], int]:
