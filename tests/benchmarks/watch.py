@@ -4,8 +4,8 @@
 proportional size (PSS: memory shared by processes is divided among them, so that it can be summed) at each look, and the highest
 resident size of each process (VmHWM, kept by the kernel, so that nothing between two looks is missed).
 
-To tell the proportional size of some GiB the kernel walks a million pages, while the process waits for memory that it asks for: a look a
-second slowed a run down by a tenth. So a process is asked for it only where its resident size changed by more than a hundredth.
+To tell the proportional size of some GiB the kernel walks a million pages, and meanwhile the process waits for memory that it asks for. So
+it is asked only where the resident size of a process changed by more than a hundredth.
 """
 
 from __future__ import annotations
