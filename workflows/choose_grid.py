@@ -116,8 +116,7 @@ def smaller_ones(request: GridRequest, *, block_unit_px: int) -> Iterator[tuple[
 
 def coverage(shape: tuple[int, int], *, window_px: int, overlap_px: int) -> float:
     """Return how often a pixel of a scene is in a window, on average, with each window counted once."""
-    lattice = Lattice(shape=shape, size_px=window_px, step_px=window_px - overlap_px)
-    return lattice.n_rows * lattice.n_cols * window_px**2 / (shape[0] * shape[1])
+    return _n_windows(shape, window_px, overlap_px) * window_px**2 / (shape[0] * shape[1])
 
 
 def _overlap(request: GridRequest, network: NetworkSpec, multiscale: MultiScaleSpec, *, unit: int) -> int:
@@ -153,15 +152,23 @@ def _window(
     cost = {px: coverage(shape, window_px=px, overlap_px=overlap_px) for px in range(low, high + 1, unit)}
     cheapest = min(cost.values())
     largest = max(px for px, times in cost.items() if times <= _NEARLY * cheapest)
-    n_covering, most = _work(shape, largest, overlap_px)
-    return min(px for px in cost if (done := _work(shape, px, overlap_px))[0] == n_covering and done[1] <= most)
+    n_windows, most_px = _n_windows(shape, largest, overlap_px), _px_seen(shape, largest, overlap_px)
+    enough = [px for px in cost if _n_windows(shape, px, overlap_px) == n_windows]
+    return min(px for px in enough if _px_seen(shape, px, overlap_px) <= most_px)
 
 
-def _work(shape: tuple[int, int], window_px: int, overlap_px: int) -> tuple[tuple[int, int], int]:
-    """Return how many (rows, columns) of windows cover a scene, and the pixels of the windows of all blocks, each for itself."""
+def _n_windows(shape: tuple[int, int], window_px: int, overlap_px: int) -> int:
+    """Return how many windows cover a scene."""
     lattice = Lattice(shape=shape, size_px=window_px, step_px=window_px - overlap_px)
-    blocks = Blocks(shape=shape, block_px=LARGEST_BLOCK_PX)
-    rows = sum(len(lattice.touching(blocks.window((row, 0)))) for row in range(blocks.n_rows))
-    cols = sum(len(lattice.touching(blocks.window((0, col)))) for col in range(blocks.n_cols))
-    first = len(lattice.touching(blocks.window((0, 0))))
-    return (lattice.n_rows, lattice.n_cols), rows * cols * window_px**2 // first
+    return lattice.n_rows * lattice.n_cols
+
+
+def _px_seen(shape: tuple[int, int], window_px: int, overlap_px: int) -> int:
+    """Return the pixels of the windows of all blocks, where each block sees its own."""
+    seen = window_px**2
+    for length in shape:
+        line = (length, 1)
+        lattice = Lattice(shape=line, size_px=window_px, step_px=window_px - overlap_px)
+        blocks = Blocks(shape=line, block_px=LARGEST_BLOCK_PX)
+        seen *= sum(len(lattice.touching(blocks.window(index))) for index in blocks)
+    return seen

@@ -125,12 +125,17 @@ def _splat(vertex: NDArray[np.int32], weight: Floats, states: Floats, values: Fl
 def _sliced(vertex: NDArray[np.int32], weight: Floats, values: Floats, corners: tuple[int, ...]) -> Floats:
     sliced = np.empty(len(vertex) // len(corners), np.float32)
     for pixel in range(len(sliced)):
-        value = float32(0.0)
-        for k in range(len(corners)):
-            corner = pixel * len(corners) + k
-            value += weight[corner] * values[vertex[corner]]
-        sliced[pixel] = value
+        sliced[pixel] = _sliced_one(vertex, weight, values, pixel, corners)
     return sliced
+
+
+@compiled
+def _sliced_one(vertex: NDArray[np.int32], weight: Floats, values: Floats, pixel: int, corners: tuple[int, ...]) -> np.float32:
+    value: np.float32 = float32(0.0)
+    for k in range(len(corners)):
+        corner = pixel * len(corners) + k
+        value += weight[corner] * values[vertex[corner]]
+    return value
 
 
 @compiled
@@ -138,10 +143,7 @@ def _scale(
     vertex: NDArray[np.int32], weight: Floats, values: Floats, norms: Floats, scale: np.float32, corners: tuple[int, ...]
 ) -> None:
     for pixel in range(len(norms)):
-        density = float32(0.0)
-        for k in range(len(corners)):
-            corner = pixel * len(corners) + k
-            density += weight[corner] * values[vertex[corner]]
+        density = _sliced_one(vertex, weight, values, pixel, corners)
         factor = float32(1.0) / (math.sqrt(scale * density + float32(_TINY)) * norms[pixel])
         for k in range(len(corners)):
             weight[pixel * len(corners) + k] *= factor

@@ -208,6 +208,7 @@ def measure(given: argparse.Namespace, folder: Path) -> tuple[list[tuple[str, st
     summary = json.loads(runs[-1].stdout)
     wall_s, mpx = sum(run.seconds for run in runs), given.side**2 / 1e6
     predicted_s = plan["seconds"]["total"]
+    worker_bytes, all_bytes = max(run.worker_peak_bytes for run in runs), max(run.peak_bytes for run in runs)
     again = n_before + summary["n_new"] - n_blocks if len(runs) == 2 else 0
     killed = f"after {runs[0].seconds:.0f} s" if len(runs) == 2 else "not killed: it ended first"
     rows = [
@@ -223,12 +224,12 @@ def measure(given: argparse.Namespace, folder: Path) -> tuple[list[tuple[str, st
         ("lost with the kill", f"at most {n_workers} blocks, those that were being worked on" if len(runs) == 2 else "-"),
         ("wall time of both runs", f"{wall_s:.0f} s; the plan said {predicted_s:.0f} s without a kill"),
         ("speed", f"{mpx / wall_s:.2f} Mpx/s"),
-        ("peak of a worker (resident)", f"{max(run.worker_peak_bytes for run in runs) / MIB:.0f} MiB"),
+        ("peak of a worker (resident)", f"{worker_bytes / MIB:.0f} MiB"),
         ("bound of the plan for a worker", f"{plan['memory']['bytes_per_worker'] / MIB:.0f} MiB"),
         ("peak of the coordinator (resident)", f"{max(run.coordinator_peak_bytes for run in runs) / MIB:.0f} MiB"),
-        ("peak of all processes (proportional)", f"{max(run.peak_bytes for run in runs) / MIB:.0f} MiB"),
+        ("peak of all processes (proportional)", f"{all_bytes / MIB:.0f} MiB"),
         ("growth", curve.growth()),
-        *beside(small, max(run.worker_peak_bytes for run in runs), max(run.peak_bytes for run in runs)),
+        *beside(small, worker_bytes, all_bytes),
         ("stages", stages(summary)),
         ("output", f"{size_of(out) / 1e9:.2f} GB"),
         ("verify", verify(out)),

@@ -40,6 +40,7 @@ from pipeline.network.counting import flop_per_pixel
 from pipeline.network.deeplab import build_network
 from pipeline.network.image_pooling import assemble
 from pipeline.network.late import LateNetwork
+from pipeline.network.model_file import read_model_spec
 from pipeline.network.models import DEFAULT_MODEL, resolve_model
 from pipeline.network.spec import MultiScaleSpec
 from pipeline.network.variants import variant, variant_names
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.network.deeplab import DeepLab
+    from pipeline.network.spec import NetworkSpec
 
 THREADS = os.cpu_count() or 1
 EAGER = "eager"
@@ -112,11 +114,12 @@ def eager(network: DeepLab, windows: NDArray[np.float32]) -> object:
 class Candidates:
     """What one process runs: eager torch, and engines."""
 
-    def __init__(self, name: str, names: list[str], window_px: int) -> None:
-        network = makers()[name]()
+    def __init__(self, network_name: str, engine_names: list[str], window_px: int) -> None:
+        torch.manual_seed(0)
+        network = network_of(network_name)
         rng = np.random.default_rng(0)
         self._windows = rng.normal(size=(2 * THREADS, network.spec.n_bands, window_px, window_px)).astype(np.float32)
-        self._runs = {name: (len(self._windows), run) for name, run in engines(network, names, window_px).items()}
+        self._runs = {name: (len(self._windows), run) for name, run in engines(network, engine_names, window_px).items()}
         self._runs[EAGER] = (1, lambda windows: eager(network, windows))
 
     @property
@@ -127,9 +130,10 @@ class Candidates:
     def mpx_per_s(self, name: str) -> float:
         """Run one once."""
         n_windows, run = self._runs[name]
+        windows = self._windows[:n_windows]
         started = time.perf_counter()
-        run(self._windows[:n_windows])
-        return self._windows[:n_windows, 0].size / 1e6 / (time.perf_counter() - started)
+        run(windows)
+        return windows[:, 0].size / 1e6 / (time.perf_counter() - started)
 
 
 _here: list[Candidates] = []
@@ -186,12 +190,14 @@ def started(environment: dict[str, str]) -> ProcessPoolExecutor:
     return pool
 
 
-def makers() -> dict[str, Callable[[], DeepLab]]:
-    """Return what makes each network by name: the shipped one first, then all named variants."""
-    found: dict[str, Callable[[], DeepLab]] = {DEFAULT_MODEL: lambda: load_network(resolve_model(DEFAULT_MODEL))[1]}
-    for name in variant_names():
-        found[name] = lambda name=name: build_network(variant(name).network).eval()
-    return found
+def spec_of(name: str) -> NetworkSpec:
+    """Return what a network is: the shipped one, or a named variant."""
+    return read_model_spec(resolve_model(name)).network if name == DEFAULT_MODEL else variant(name).network
+
+
+def network_of(name: str) -> DeepLab:
+    """Return the network itself; variants have random weights."""
+    return load_network(resolve_model(name))[1] if name == DEFAULT_MODEL else build_network(spec_of(name)).eval()
 
 
 def row(name: str, gflop: float, measured: dict[str, Measured], rates: dict[str, float], names: list[str]) -> str:
@@ -219,7 +225,6 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    torch.manual_seed(0)
     rates = {"fp32": matrix_rate(torch.float32), "bf16": matrix_rate(torch.bfloat16)}
     sys.stdout.write(
         f"{platform.machine()}, {THREADS} cores, torch {torch.__version__}, windows of {given.window} px, {given.rounds} rounds; "
@@ -231,9 +236,9 @@ def main() -> None:
     sys.stdout.write(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n")
     kept = {name: value for name, value in ENVIRONMENT.items() if name.startswith("MALLOC_")}
     with started({}) as as_script, started(kept) as as_worker:
-        for name, make in makers().items():
+        for name in (DEFAULT_MODEL, *variant_names()):
             if re.search(given.variants, name):
-                gflop = flop_per_pixel(make().spec) / 1000
+                gflop = flop_per_pixel(spec_of(name)) / 1000
                 sys.stdout.write(row(name, gflop, measure(name, as_script, as_worker, given), rates, names) + "\n")
                 sys.stdout.flush()
 
